@@ -1,0 +1,33 @@
+"""What a check says: one `Finding` per subject and code, plain data that a certificate can carry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+Figure = float | int | str | bool | None
+
+
+class Outcome(StrEnum):
+    """What a check found out about one subject."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_INTERPRETED = "not interpreted"  # the gate does not know this encoding, adapter kind or config field
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The answer of one check about one tensor or file.
+
+    code      stable identifier of the check, "C1" … "C10"
+    subject   name of the tensor, or of the file relative to its directory
+    outcome   passed, failed or not interpreted
+    sentence  what was found, what was expected and the usual cause; empty where the check passed
+    figures   numbers that a person can weigh (JSON scalars), e.g. elements beyond the bound, worst element
+    """
+
+    code: str
+    subject: str
+    outcome: Outcome
+    sentence: str = ""
+    figures: Mapping[str, Figure] = field(default_factory=dict)

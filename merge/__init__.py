@@ -1,0 +1,58 @@
+"""Stream a LoRA adapter into a sharded checkpoint with bounded memory, crash-safe and resumable."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: only those pay who merge
+    from merge.manifest import Manifest
+    from merge.planner import Plan
+    from merge.task import Merge
+
+__all__ = ["merge", "plan"]
+
+
+def merge(
+    base: str | Path,
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    output_dtype: str = "same",
+    block_mib: int = 1,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write base + adapter to `out`, or continue where an earlier call stopped; returns the manifest.
+
+    base          directory of a safetensors checkpoint      adapter  directory of a PEFT adapter      out  a new directory
+    output_dtype  "same", "bf16", "fp16" or "fp32": what the base's main dtype becomes
+    block_mib     stored mebibytes per slab; part of the plan, since it can move last bits
+    workers       threads; default: the machine's cores, at most 8; the bytes do not depend on it
+    overwrite     remove a finished or half-finished output of ours first
+
+    Raises merge.errors.MergeError: nothing was written if its exit_code is 3; it can be continued if it is 4.
+    """
+    from merge import engine
+    from merge.monitor import Monitor
+
+    work = _prepared(base, adapter, out, output_dtype, block_mib)
+    return engine.run(work, Monitor(), workers=workers or default_workers(), overwrite=overwrite).manifest
+
+
+def plan(base: str | Path, adapter: str | Path, out: str | Path, *, output_dtype: str = "same", block_mib: int = 1) -> Plan:
+    """What `merge` would do, from headers alone; raises merge.errors.MergeError where it would refuse. Writes nothing."""
+    return _prepared(base, adapter, out, output_dtype, block_mib).plan
+
+
+def default_workers() -> int:
+    """Threads that a merge uses unless told otherwise."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def _prepared(base: str | Path, adapter: str | Path, out: str | Path, output_dtype: str, block_mib: int) -> Merge:
+    from merge.planner import Options
+    from merge.task import Merge
+
+    return Merge(Path(base), (Path(adapter),), Path(out), Options(output_dtype, block_mib=block_mib))

@@ -1,0 +1,223 @@
+"""`python -m merge`, also `lora-merge`: prints, and turns errors into exit codes.
+
+0 done · 2 usage · 3 refused, nothing written · 4 failed while writing, run the same command again · 130/143 interrupted, same
+"""
+
+import json
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from merge import default_workers
+from merge.errors import MergeError
+
+if TYPE_CHECKING:
+    from merge.task import Merge
+
+app = typer.Typer(
+    name="merge",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Merge a LoRA adapter into a sharded checkpoint: streaming, bounded memory, resumable.",
+)
+
+Base = Annotated[Path, typer.Option(help="Directory of the base checkpoint (safetensors).")]
+Adapters = Annotated[list[Path], typer.Option("--adapter", help="Directory of the PEFT adapter.")]
+Out = Annotated[Path, typer.Option(help="Directory to write: new, empty, or a half-finished merge to continue.")]
+Dtype = Annotated[str, typer.Option("--output-dtype", help="same, bf16, fp16 or fp32: what the base's main dtype becomes.")]
+Rounding = Annotated[str, typer.Option(help="nearest. (faithful and stochastic are not built yet.)")]
+Block = Annotated[int, typer.Option("--block-mib", min=1, help="Stored mebibytes per slab; part of the plan.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM: passes every `except Exception`, and typer's own idea of an abort."""
+
+
+def usage(message: str) -> NoReturn:
+    """End with exit code 2."""
+    typer.echo(f"Usage error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    base: Base,
+    adapter: Adapters,
+    out: Out,
+    output_dtype: Dtype = "same",
+    rounding: Rounding = "nearest",
+    block_mib: Block = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: the machine's cores, at most 8.")] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="Not built yet.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Not built yet.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Not built yet.")] = None,
+    device: Annotated[str, typer.Option(help="cpu. (cuda is not built yet.)")] = "cpu",
+    link: Annotated[bool, typer.Option("--link", help="Not built yet.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an output of ours first.")] = False,
+    metrics_file: Annotated[Path | None, typer.Option(help="Figures of the run; default: OUT/merge-run.jsonl.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Merge an adapter into a checkpoint, or continue a merge that stopped."""
+    began = time.monotonic()
+    _refuse_unbuilt({"--weight": weight, "--rounds": rounds, "--seed": seed, "--link": link, "--device cuda": device != "cpu"})
+    work = _work(base, adapter, out, output_dtype, rounding, block_mib)
+    from merge import display, engine
+    from merge.monitor import Monitor
+    from merge.task import RUN_FILE
+
+    monitor, threads = Monitor(), workers or default_workers()
+    metrics = display.Metrics(metrics_file or out / RUN_FILE, out, threads)
+    with display.watched(monitor, metrics, out, quiet=quiet or as_json) as gpus:
+        result = engine.run(work, monitor, workers=threads, overwrite=overwrite)
+    certify = _certify_command(work, out, output_dtype)
+    sample = display.figures(monitor, gpus) | {"whole_seconds": round(time.monotonic() - began, 3)}
+    if not result.already:
+        metrics.write("end", sample)
+    if as_json:
+        data = {"out": str(out), "already_finished": result.already, "plan": result.manifest.plan, "tensors": dict(result.manifest.tensors)}
+        typer.echo(
+            json.dumps(data | {"adapter_tensors": result.manifest.adapter_tensors, "run": sample, "certify": certify}, sort_keys=True)
+        )
+    elif not quiet and result.already:
+        typer.echo(f"{out} holds this very merge already, finished. Nothing was written.\nHave it judged:\n  {certify}")
+    elif not quiet:
+        typer.echo(display.summary(result.manifest, sample, whole_seconds=sample["whole_seconds"], certify=certify))
+
+
+@app.command()
+def plan(
+    base: Base,
+    adapter: Adapters,
+    out: Out,
+    output_dtype: Dtype = "same",
+    rounding: Rounding = "nearest",
+    block_mib: Block = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that the memory forecast assumes.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what `run` would do, from headers alone: operations, disk, memory. Writes nothing."""
+    work = _work(base, adapter, out, output_dtype, rounding, block_mib)
+    from merge import display
+
+    made, files = work.plan, work.side_files
+    memory = made.memory(workers or default_workers())
+    if as_json:
+        typer.echo(json.dumps(made.to_json() | {"digest": made.digest, "disk": work.disk, "memory": memory}, sort_keys=True))
+    else:
+        typer.echo(display.forecast(made, disk=work.disk, memory_bytes=memory, files=len(files.origins), stale=files.stale))
+
+
+@app.command()
+def status(out: Out, as_json: Json = False) -> None:
+    """Say how far the merge in OUT has come."""
+    from merge import output
+
+    found = output.status(out)
+    if as_json:
+        typer.echo(json.dumps({"state": found.state, "done": found.done, "left": found.left}, sort_keys=True))
+    elif found.state == "nothing":
+        typer.echo(f"{out}: no merge of ours.")
+    else:
+        typer.echo(f"{out}: {found.state}; {len(found.done)} shards done, {len(found.left)} left.")
+
+
+@app.command()
+def clean(out: Out) -> None:
+    """Remove a half-finished output, and nothing else."""
+    from merge import output
+
+    typer.echo(f"{out}: {output.clean(out)} files removed.")
+
+
+@app.command()
+def proxy(
+    family: Annotated[str, typer.Option(help="deepseek-v3, llama, qwen2 or gpt2.")],
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    layers: Annotated[int | None, typer.Option(min=1, help="Decoder layers; deepseek-v3 knows 3 and 61.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Make a tiny checkpoint with the real structure of a family."""
+    from merge.proxies import make_checkpoint
+
+    typer.echo(str(make_checkpoint(family, out, layers=layers, seed=seed)))
+
+
+@app.command("proxy-adapter")
+def proxy_adapter(
+    base: Base,
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    style: Annotated[str, typer.Option(help="peft: really trained; colossalai: adapter_model.bin with one pair per expert.")] = "peft",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 6,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Train a tiny LoRA adapter with PEFT on a proxy checkpoint."""
+    from merge.proxies import make_adapter
+
+    typer.echo(str(make_adapter(base, out, style=style, steps=steps, seed=seed)))
+
+
+@app.command()
+def rehearse() -> None:
+    """Not built yet."""
+    usage("rehearse is not built yet")
+
+
+@app.command()
+def support() -> None:
+    """Not built yet."""
+    usage("support is not built yet")
+
+
+def _refuse_unbuilt(options: dict[str, object]) -> None:
+    unbuilt = [name for name, value in options.items() if value]
+    if unbuilt:
+        usage(f"{', '.join(unbuilt)}: not built yet")
+
+
+def _work(base: Path, adapters: list[Path], out: Path, output_dtype: str, rounding: str, block_mib: int) -> "Merge":
+    """The merge that the options describe; imports torch and transformers only once they are known to make sense."""
+    if output_dtype not in ("same", "bf16", "fp16", "fp32"):
+        usage(f"--output-dtype {output_dtype}: same, bf16, fp16 or fp32 was expected")
+    if rounding not in ("nearest", "faithful", "stochastic"):
+        usage(f"--rounding {rounding}: nearest was expected")
+    _refuse_unbuilt({f"--rounding {rounding}": rounding != "nearest", "several --adapter": len(adapters) > 1})
+    from merge.planner import Options
+    from merge.task import Merge
+
+    return Merge(base, tuple(adapters), out, Options(output_dtype, rounding, block_mib))
+
+
+def _certify_command(work: "Merge", out: Path, output_dtype: str) -> str:
+    """The complete command that has the result judged."""
+    parts = [f"--base={work.base}", *(f"--adapter={folder}" for folder in work.adapters), f"--merged={out}", "--criterion=nearest"]
+    return shlex.join(["lora-certify", "run", *parts, f"--output-dtype={output_dtype}"])
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    raise Stopped(number)
+
+
+def main() -> None:
+    """The process: errors become a sentence on stderr and an exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        app()
+    except MergeError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Stopped as stopped:
+        typer.echo("Stopped. Run the same command again to continue.", err=True)
+        sys.exit(128 + stopped.args[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The only file that orders effects: look at OUT, write shard after shard, then what stands beside them, the manifest last."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from merge import journal, manifest, output, side_files
+from merge.errors import NOTHING_WRITTEN, AdapterError, MergeError, OutputError, WriteError, listing
+from merge.manifest import MANIFEST, Manifest
+from merge.monitor import Monitor
+from merge.operation import Read, ShardRecord
+from merge.runners.local import Inputs, LocalRunner, matches
+from merge.sink import Sink
+from merge.source import INDEX, Reader
+from merge.task import Merge
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished merge; `already` where the same one was found finished, and nothing was done."""
+
+    manifest: Manifest
+    already: bool = False
+
+
+def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False, sink: Sink | None = None) -> Result:
+    """Merge, or continue a half-finished merge; raises WriteError (exit code 4, resumable) if writing fails."""
+    sink = sink or Sink(merge.out)
+    made = merge.plan
+    if overwrite:
+        output.clean(merge.out, also_finished=True)
+    before = output.finished(merge, sink)
+    if before:
+        return Result(before, already=True)
+    output.refuse_foreign(merge.out)
+    output.refuse_full_disk(merge)
+    _refuse_not_finite(merge)
+    facts = merge.facts
+    with _writing(merge.out):
+        sink.prepare()
+        log = journal.Journal(sink)
+    try:
+        done = log.resume(facts)
+        monitor.expect(size=made.size, tensors=sum(made.counts.values()), shards=len(made.shards))
+        with _writing(merge.out):
+            records = list(_shards(merge, done, log, sink, monitor, workers))
+            finished = merge.manifest({record.file: manifest.shard_entry(record) for record in records})
+            _beside(merge, sink)
+            sink.whole(MANIFEST, finished.to_bytes())
+    except BaseException:
+        log.close()
+        raise
+    log.close(done=True)
+    return Result(finished)
+
+
+def _shards(
+    merge: Merge, done: Mapping[str, ShardRecord], log: journal.Journal, sink: Sink, monitor: Monitor, workers: int
+) -> Iterator[ShardRecord]:
+    """Every shard's record, in plan order: those of an earlier run once their bytes were found unchanged."""
+    stamps = {file: tuple(found) for file, found in merge.facts["base"]["shards"].items()}
+    base, written = Reader(merge.base, stamps), Reader(merge.out)
+    inputs = Inputs(base, tuple(Reader(folder) for folder in merge.adapters))
+    runner = LocalRunner(inputs, sink, monitor, workers)
+    try:
+        for shard in merge.plan.shards:
+            record = done.get(shard.file)
+            if record and (merge.out / shard.file).is_file() and matches(shard, record, written):
+                monitor.finished_shard(len(shard.operations), resumed=shard.size)
+            else:
+                record = runner.run(shard)
+                log.finished(record)
+                monitor.finished_shard(len(shard.operations))
+            base.close()
+            written.close()
+            yield record
+    finally:
+        for reader in (base, written, *inputs.adapters):
+            reader.close()
+
+
+def _beside(merge: Merge, sink: Sink) -> None:
+    """Index and side files; the manifest comes after them."""
+    made, files = merge.plan, merge.side_files
+    if (merge.base / INDEX).exists():
+        sink.whole(INDEX, side_files.index(made.weight_map, made.total_size, merge.base / INDEX))
+    for name, source in files.sources.items():
+        sink.carry(name, source)
+    if files.origins.get(side_files.CONFIG) == "written":
+        sink.whole(side_files.CONFIG, side_files.config(merge.base / side_files.CONFIG, merge.options.output_dtype))
+    sink.whole(side_files.CARD, side_files.card(merge.base, merge.adapters, made.counts))
+
+
+def _refuse_not_finite(merge: Merge) -> None:
+    """Raises AdapterError naming every adapter tensor that holds a NaN or an infinity. Reads the adapters whole, tensor by tensor."""
+    bad = []
+    for folder, adapter in zip(merge.adapters, merge.opened, strict=True):
+        reader = Reader(folder)
+        inputs = Inputs(reader, (reader,))
+        for tensor in adapter.tensors.values():
+            values = inputs.tensor(Read("base", 0, tensor))
+            count = int((~torch.isfinite(values)).sum())
+            if count:
+                bad.append(f"{tensor}: {count} of {tensor.elements} values are NaN or infinite")
+        reader.close()
+    if bad:
+        raise AdapterError(f"{len(bad)} adapter tensors are damaged\n{listing(bad)}\n{NOTHING_WRITTEN}")
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Once writing has begun every failure is one that the same command continues from."""
+    resume = f"What is finished in {out} is kept: run the same command again to continue."
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{error.filename or out}: {error.strerror}. {resume}") from error
+    except WriteError as error:
+        raise WriteError(f"{error}. {resume}") from error
+    except OutputError:
+        raise
+    except MergeError as error:
+        raise WriteError(f"{error}. {resume}") from error

@@ -1,0 +1,1 @@
+"""Where a shard is worked on. A runner takes a `ShardPlan` and gives a `ShardRecord`, both plain data."""

@@ -1,0 +1,120 @@
+"""Everything that is not a weight: which files are carried, from where, and the few that are written anew.
+
+Tokenizer files come from the adapter's directory if it holds a complete tokenizer, else from the base.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merge.errors import NOTHING_WRITTEN, AdapterError
+from merge.source import INDEX, files_below, read_json
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".safetensors.index.json", ".bin.index.json")
+WEIGHT_FOLDERS = ("onnx", "original")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+TOKENIZER = (
+    *VOCABULARIES,
+    *("tokenizer_config.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
+)
+CONFIG, CARD = "config.json", "README.md"
+OURS = ("merge-manifest.json", "merge-run.jsonl")  # of an earlier merge, if the base is one
+TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True, slots=True)
+class SideFiles:
+    """What stands beside the weights.
+
+    origins  file → "base", "adapter" or "written"
+    sources  file → the path it is carried from, for those that are carried
+    stale    weight files of the base that nothing names: not carried
+    """
+
+    origins: Mapping[str, str]
+    sources: Mapping[str, Path]
+    stale: tuple[str, ...]
+
+
+def survey(base: Path, adapters: Iterable[Path], shards: Iterable[str], output_dtype: str) -> SideFiles:
+    """Which side files the output will have."""
+    present = {path.relative_to(base).as_posix(): path for path in files_below(base)}
+    weights = {*shards, INDEX}
+    stale = tuple(sorted(name for name in present if name not in weights and _is_weight(name)))
+    sources = {name: path for name, path in present.items() if name not in weights and name not in stale and name not in OURS}
+    origins = dict.fromkeys(sources, "base")
+    for adapter in adapters:
+        own = {name: adapter / name for name in TOKENIZER if (adapter / name).is_file()}
+        if "tokenizer_config.json" in own and any(name in own for name in VOCABULARIES):
+            sources = {name: path for name, path in sources.items() if name not in TOKENIZER} | own
+            origins = {name: kind for name, kind in origins.items() if name not in TOKENIZER} | dict.fromkeys(own, "adapter")
+    origins[CARD] = "written"
+    if output_dtype != "same":
+        origins[CONFIG] = "written"
+    carried = {name: path for name, path in sources.items() if origins[name] != "written"}
+    return SideFiles(dict(sorted(origins.items())), dict(sorted(carried.items())), stale)
+
+
+def refuse_tokens_beyond(files: SideFiles, rows: int) -> None:
+    """Raises AdapterError if the tokenizer has a token whose id lies beyond the embedding's rows."""
+    path = files.sources.get("tokenizer.json")
+    if path is None:
+        return
+    content = read_json(path)
+    vocabulary = (content.get("model") or {}).get("vocab") or {}
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    ids += [token["id"] for token in content.get("added_tokens") or () if isinstance(token.get("id"), int)]
+    last = max(ids, default=-1)
+    if last >= rows:
+        raise AdapterError(f"{path}: token {last} lies beyond the embedding's {rows} rows. {NOTHING_WRITTEN}")
+
+
+def config(path: Path, output_dtype: str) -> bytes:
+    """config.json with its dtype fields, at every level, set to the output's."""
+
+    def edited(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: TORCH_DTYPES[output_dtype] if k in ("dtype", "torch_dtype") and v else edited(v) for k, v in value.items()}
+        return value
+
+    return (json.dumps(edited(read_json(path)), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def index(weight_map: Mapping[str, str], total_size: int, before: Path) -> bytes:
+    """The index of the output: the base's metadata, with total_size as it is now."""
+    metadata = read_json(before).get("metadata") or {}
+    return (json.dumps({"metadata": {**metadata, "total_size": total_size}, "weight_map": weight_map}, indent=2) + "\n").encode()
+
+
+def card(base: Path, adapters: Iterable[Path], counts: Mapping[str, int]) -> bytes:
+    """The model card: hub metadata that names base and adapters, what was merged, and the base's own card below."""
+    names = [adapter.resolve().name for adapter in adapters]
+    own = (base / CARD).read_text(errors="replace") if (base / CARD).is_file() else ""
+    front, body = _front_matter(own)
+    base_name = base.resolve().name
+    head = ["---", f"base_model: {json.dumps(base_name)}", "base_model_relation: merge", *front, "---", ""]
+    text = [
+        f"# {base_name} + {', '.join(names)}",
+        "",
+        f"The LoRA adapter {', '.join(f'`{name}`' for name in names)} merged into `{base_name}` by mergegate: "
+        f"{counts['merged']} tensors merged, {counts['replaced']} replaced, {counts['copied']} carried byte for byte.",
+        "`merge-manifest.json` says what was merged; certify it with `lora-certify run`.",
+    ]
+    below = ["", f"## The card of {base_name}", "", body.strip(), ""] if body.strip() else [""]
+    return "\n".join(head + text + below).encode()
+
+
+def _front_matter(text: str) -> tuple[list[str], str]:
+    """(lines of the YAML block at the top without the keys that are written anew, what follows the block)."""
+    found = re.match(r"---\n(.*?)\n---\n?", text, re.DOTALL)
+    if not found:
+        return [], text
+    kept = re.sub(r"^base_model(_relation)?:.*\n(?:[ -].*\n)*", "", found[1] + "\n", flags=re.MULTILINE)
+    return kept.splitlines(), text[found.end() :]
+
+
+def _is_weight(name: str) -> bool:
+    return name.endswith(WEIGHT_SUFFIXES) or name.split("/")[0] in WEIGHT_FOLDERS

@@ -1,0 +1,120 @@
+"""What is asked of a merge, and everything that can be known of it from headers. Reads; writes nothing."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from merge import architecture, planner, side_files, source
+from merge.adapter_files import read_adapter
+from merge.adapters import Adapter, config
+from merge.catalog import Catalog
+from merge.errors import NOTHING_WRITTEN, OutputError
+from merge.manifest import MANIFEST, Manifest
+
+RUN_FILE = "merge-run.jsonl"
+ENGINE = {"name": "mergegate", "version": version("mergegate")}
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One merge: its inputs, and everything that can be known of it from headers. Making one reads; nothing is written.
+
+    Raises MergeError (exit code 3) for whatever cannot be merged.
+    """
+
+    base: Path
+    adapters: tuple[Path, ...]
+    out: Path
+    options: planner.Options
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for folder in (self.base, *self.adapters):
+            if self.out.resolve() == folder.resolve() or folder.resolve() in self.out.resolve().parents:
+                raise OutputError(f"--out {self.out} lies in {folder}, which is only read. {NOTHING_WRITTEN}")
+            if self.out.resolve() in folder.resolve().parents:
+                raise OutputError(f"{folder} lies in --out {self.out}. {NOTHING_WRITTEN}")
+
+    @cached_property
+    def catalogs(self) -> tuple[Catalog, ...]:
+        """The base's shards, as their headers describe them."""
+        return source.read_base(self.base)
+
+    @cached_property
+    def opened(self) -> tuple[Adapter, ...]:
+        """The adapters, as their headers and configurations describe them."""
+        weights = self.weights or (1.0,) * len(self.adapters)
+        found = []
+        for index, (folder, weight) in enumerate(zip(self.adapters, weights, strict=True)):
+            settings, tensors = read_adapter(folder)
+            found.append(Adapter.of(index, config.read(settings), tensors, weight))
+        return tuple(found)
+
+    @cached_property
+    def plan(self) -> planner.Plan:
+        """Every operation; the tokenizer is held against the embedding as well."""
+        catalogs = self.catalogs
+        keys = {tensor.name: tensor for catalog in catalogs for tensor in catalog.tensors}
+        wanted = {contribution.weight for adapter in self.opened for contribution in adapter.contributions}
+        table = architecture.name_table(self.base / side_files.CONFIG, keys, wanted)
+        made = planner.plan(catalogs, self.opened, table, self.options)
+        if table.embedding:
+            side_files.refuse_tokens_beyond(self.side_files, keys[table.embedding].shape[0])
+        return made
+
+    @cached_property
+    def side_files(self) -> side_files.SideFiles:
+        """What will stand beside the shards."""
+        shards = [catalog.file for catalog in self.catalogs]
+        return side_files.survey(self.base, self.adapters, shards, self.options.output_dtype)
+
+    @cached_property
+    def adapter_files(self) -> tuple[dict[str, str], ...]:
+        """sha256 of every adapter file, by relative path. Reads the adapters whole."""
+        return tuple({p.relative_to(folder).as_posix(): source.sha256(p) for p in source.files_below(folder)} for folder in self.adapters)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the bytes of the output depend on, and the files that will be written: what a journal is bound to."""
+        headers = sha256(b"".join(catalog.header for catalog in self.catalogs)).hexdigest()
+        return {
+            "engine": ENGINE,
+            "options": asdict(self.options),
+            "base": {"headers": headers, "shards": {c.file: list(source.stamp(self.base / c.file)) for c in self.catalogs}},
+            "adapters": [
+                {"digest": source.folder_digest(files), "files": files, "weight": adapter.weight}
+                for files, adapter in zip(self.adapter_files, self.opened, strict=True)
+            ],
+            "plan": self.plan.digest,
+            "files": [*(shard.file for shard in self.plan.shards), source.INDEX, *self.side_files.origins, MANIFEST, RUN_FILE],
+        }
+
+    @property
+    def disk(self) -> int:
+        """Bytes that the finished output will occupy, small written files aside."""
+        return self.plan.size + sum(path.stat().st_size for path in self.side_files.sources.values())
+
+    def manifest(self, shards: Mapping[str, Mapping[str, Any]]) -> Manifest:
+        """The manifest of this merge, once every shard has its entry."""
+        facts = self.facts
+        return Manifest(
+            out=self.out,
+            engine=ENGINE,
+            plan=self.plan.digest,
+            base={"name": self.base.resolve().name, "headers": facts["base"]["headers"]},
+            adapters=tuple(
+                {"path": Path(os.path.relpath(folder.resolve(), self.out.resolve())).as_posix(), **entry}
+                for folder, entry in zip(self.adapters, facts["adapters"], strict=True)
+            ),
+            options=facts["options"],
+            tensors=self.plan.counts,
+            adapter_tensors=self.plan.adapter_tensors,
+            shards=dict(sorted(shards.items())),
+            side_files=self.side_files.origins,
+            stale=self.side_files.stale,
+        )
