@@ -37,7 +37,9 @@ def main() -> int:
             or step("certify", "run", f"--base={base}", f"--adapter={adapter}", f"--merged={merged}", f"--report={report}")
         )
     if report.is_dir():
-        print(f"\nThe page to read: {report / 'index.html'}\nFor CI:           {report / 'junit.xml'}\nFor machines:     {report / 'certificate.json'}")
+        print(
+            f"\nThe page to read: {report / 'index.html'}\nFor CI:           {report / 'junit.xml'}\nFor machines:     {report / 'certificate.json'}"
+        )
     return code
 
 

@@ -30,15 +30,15 @@ def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False
     """Merge, or continue a half-finished merge; raises WriteError (exit code 4, resumable) if writing fails."""
     sink = sink or Sink(merge.out)
     made = merge.plan
-    if overwrite:
-        output.clean(merge.out, also_finished=True)
-    before = output.finished(merge, sink)
+    before = None if overwrite else output.finished(merge, sink)
     if before:
         return Result(before, already=True)
     output.refuse_foreign(merge.out)
     output.refuse_full_disk(merge)
     _refuse_not_finite(merge)
     facts = merge.facts
+    if overwrite:
+        output.clean(merge.out, also_finished=True)
     with _writing(merge.out):
         sink.prepare()
         log = journal.Journal(sink)

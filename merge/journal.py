@@ -83,7 +83,7 @@ def read(out: Path) -> list[dict[str, Any]]:
     """The whole lines of a journal, the facts first; a line torn by a crash, and what follows it, is left out."""
     try:
         raw = (out / STATE / JOURNAL).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     lines: list[dict[str, Any]] = []
     for line in raw.split(b"\n")[:-1]:

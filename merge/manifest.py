@@ -49,9 +49,7 @@ def read(out: Path) -> Manifest | None:
     """The manifest of a finished output, or None."""
     try:
         data = json.loads((out / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError:
+    except (OSError, ValueError):
         return None
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         return None

@@ -82,12 +82,12 @@ def status(out: Path) -> Status:
 def refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is not a directory. {NOTHING_WRITTEN}")
-    if out.is_dir() and any(out.iterdir()) and not (out / STATE).is_dir():
+    if out.is_dir() and any(out.iterdir()) and not (out / STATE).is_dir() and not manifest.read(out):
         raise OutputError(f"{out} is not empty, and no merge of ours began there. {NOTHING_WRITTEN}")
 
 
 def refuse_full_disk(merge: Merge) -> None:
-    """Raises OutputError if what is still to be written does not fit."""
+    """Raises OutputError if what is still to be written does not fit beside what a half-finished merge has written."""
     place = next(folder for folder in (merge.out.absolute(), *merge.out.absolute().parents) if folder.exists())
     there = sum(path.stat().st_blocks * 512 for path in merge.out.glob("*.safetensors*")) if merge.out.is_dir() else 0
     free = shutil.disk_usage(place).free

@@ -1,0 +1,51 @@
+"""The structure witness: PEFT itself, injected into the skeleton, says which modules its configuration means and with which scaling."""
+
+import math
+from typing import Any
+
+import torch
+
+from certify.expect.accounts import Accounts
+from certify.expect.skeleton import quiet
+
+DEFAULT = "default"  # PEFT's name for the only adapter
+
+
+def compare_with_peft(accounts: Accounts, model: Any) -> int | None:
+    """Holds the accounts against PEFT; returns the number of modules that PEFT placed, None where it could not place any.
+
+    A module that PEFT targets and the file lacks fails. A scaling that the two read differently leaves the tensor unjudged. Fused
+    experts are left out: PEFT rewrites the configuration of older adapters and loses modules on the way, so that its silence about
+    a module is no evidence (the ledger demands it all the same).
+    """
+    placed = _placed(model, accounts)
+    for path, scaling in (placed or {}).items():
+        place = accounts.places.of_parameter(f"{path}.weight")
+        if place is None or place.tied:
+            continue
+        accounts.demand(place.key)
+        pair = accounts.pairs.get(place.key)
+        if pair is not None and not math.isclose(pair.scaling, scaling, rel_tol=1e-9):
+            reason = f"PEFT reads the scaling {scaling:.6g} from this adapter's configuration, the ledger {pair.scaling:.6g}"
+            accounts.note(place.key, reason)
+            accounts.unjudged[place.key] = reason
+    return None if placed is None else len(placed)
+
+
+def _placed(model: Any, accounts: Accounts) -> dict[str, float] | None:
+    """Module path → scaling for every plain linear module that PEFT wraps; None where PEFT refuses the configuration."""
+    import peft  # 2 s; only where an adapter is judged
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    try:
+        with quiet(), torch.device("meta"):
+            config = peft.PeftConfig.from_pretrained(str(accounts.adapter.directory))
+            config.init_lora_weights = True  # what other initialisations compute has no meaning without storage
+            injected = peft.inject_adapter_in_model(config, model, DEFAULT)
+    except Exception:  # names of an older module tree: NoMatchingPeftModuleError, ValueError, AttributeError …
+        return None
+    return {
+        name: float(module.scaling[DEFAULT])
+        for name, module in injected.named_modules()
+        if isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper) and DEFAULT in module.scaling
+    }

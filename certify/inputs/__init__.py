@@ -1,0 +1,1 @@
+"""What lies on disk, read by the gate's own readers. Every byte here may be hostile."""

@@ -1,0 +1,31 @@
+"""A directory as its digest sees it."""
+
+import hashlib
+import os
+from pathlib import Path
+
+CHUNK = 4 << 20  # bytes read at a time while hashing
+
+
+def regular_files(directory: Path) -> list[str]:
+    """Every regular file below a directory, relative and sorted; links to files count, names with a part that begins with "." do not."""
+    found = []
+    for root, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(root)
+        found += [(here / name).relative_to(directory).as_posix() for name in names if not name.startswith(".") and (here / name).is_file()]
+    return sorted(found)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def folder_digest(directory: Path) -> str:
+    """sha256 over the sorted lines `sha256␠␠relative/path\\n` of a directory's regular files."""
+    lines = sorted(f"{sha256(directory / name)}  {name}\n" for name in regular_files(directory))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,84 @@
+"""One tensor on disk, read piece by piece: memory is a block, never a tensor."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from certify.errors import DamagedError
+from certify.inputs.dtypes import FLOATS
+from certify.inputs.header import Entry
+
+BLOCK_BYTES = 1 << 20  # stored bytes per block; the float64 twin of a BF16 block has 4 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor of a safetensors file: where it lies and what it is."""
+
+    path: Path
+    entry: Entry
+
+    @property
+    def dtype(self) -> str:
+        return self.entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    def described(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+    def raw(self) -> Iterator[bytes]:
+        """The stored bytes, BLOCK_BYTES at a time. Raises DamagedError where the file ends early."""
+        with _Opened(self.path) as file:
+            for start in range(self.entry.start, self.entry.stop, BLOCK_BYTES):
+                yield file.read(start, min(BLOCK_BYTES, self.entry.stop - start))
+
+    def elements(self, step: int) -> Iterator[torch.Tensor]:
+        """The tensor flattened, `step` elements at a time, in its stored float dtype. Raises DamagedError where the file ends early."""
+        dtype = FLOATS[self.dtype]
+        with _Opened(self.path) as file:
+            for first in range(0, self.entry.elements, step):
+                count = min(step, self.entry.elements - first)
+                data = file.read(self.entry.start + first * dtype.itemsize, count * dtype.itemsize)
+                yield torch.frombuffer(bytearray(data), dtype=dtype)
+
+    def load(self) -> torch.Tensor:
+        """The whole tensor: for adapters, whose tensors are thin."""
+        parts = list(self.elements(max(self.entry.elements, 1)))
+        return (parts[0] if parts else torch.empty(0, dtype=FLOATS[self.dtype])).reshape(self.shape)
+
+
+class _Opened:
+    """A file read by position; `pread` needs no seek and shares no state."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> "_Opened":
+        try:
+            self._descriptor = os.open(self._path, os.O_RDONLY)
+        except OSError as error:
+            raise DamagedError(f"{self._path.name} cannot be opened: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def read(self, start: int, count: int) -> bytes:
+        pieces, have = [], 0
+        while have < count:
+            try:
+                piece = os.pread(self._descriptor, count - have, start + have)
+            except (OSError, OverflowError) as error:
+                raise DamagedError(f"{self._path.name} cannot be read at byte {start + have:,}: {error}") from error
+            if not piece:
+                raise DamagedError(f"{self._path.name} ends at byte {start + have:,}; {count - have:,} more bytes were expected")
+            pieces.append(piece)
+            have += len(piece)
+        return cast(bytes, pieces[0]) if len(pieces) == 1 else b"".join(pieces)

@@ -1,0 +1,219 @@
+"""Bad input: a clear sentence, exit code 3, nothing written, no traceback."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import merge
+from merge.__main__ import app
+from merge.errors import MergeError
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@dataclass
+class Room:
+    """Copies of a base and an adapter that a test may damage."""
+
+    base: Path
+    adapter: Path
+    out: Path
+
+    @property
+    def shard(self) -> Path:
+        return min(self.base.glob("*.safetensors"))
+
+    def config(self, **changed: Any) -> None:
+        path = self.adapter / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+    def tensors(self, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+        path = self.adapter / "adapter_model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    def index(self, change: Callable[[dict[str, str]], object]) -> None:
+        path = self.base / "model.safetensors.index.json"
+        data = json.loads(path.read_text())
+        change(data["weight_map"])
+        path.write_text(json.dumps(data))
+
+    def header(self, change: Callable[[dict[str, Any]], bytes | None]) -> None:
+        raw = self.shard.read_bytes()
+        (length,) = struct.unpack("<Q", raw[:8])
+        entries = json.loads(raw[8 : 8 + length])
+        new = change(entries) or json.dumps(entries).encode()
+        self.shard.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
+
+
+@pytest.fixture
+def room(llama: SimpleNamespace, tmp_path: Path) -> Room:
+    base, adapter = (shutil.copytree(folder, tmp_path / folder.name) for folder in (llama.base, llama.adapter))
+    return Room(base, adapter, tmp_path / "out")
+
+
+def _first(entries: dict[str, Any]) -> dict[str, Any]:
+    return next(entry for name, entry in entries.items() if name != "__metadata__")
+
+
+def _overlap(entries: dict[str, Any]) -> None:
+    second = sorted((e["data_offsets"], name) for name, e in entries.items() if name != "__metadata__")[1][1]
+    entries[second]["data_offsets"] = [n - 2 for n in entries[second]["data_offsets"]]
+
+
+def _repeated(entries: dict[str, Any]) -> bytes:
+    name = next(name for name in entries if name != "__metadata__")
+    return json.dumps(entries).encode()[:-1] + f', "{name}": {json.dumps(entries[name])}}}'.encode()
+
+
+def _huge(room: Room) -> None:
+    raw = room.shard.read_bytes()
+    room.shard.write_bytes(struct.pack("<Q", 200_000_000) + raw[8:])
+
+
+def _truncate(room: Room) -> None:
+    room.shard.write_bytes(room.shard.read_bytes()[:-10])
+
+
+def _nan(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{Q}.lora_A.weight"][0, 0] = float("nan")
+
+
+def _rank(tensors: dict[str, torch.Tensor]) -> None:
+    for half, axis in (("lora_A", 0), ("lora_B", 1)):
+        name = f"{Q}.{half}.weight"
+        tensors[name] = torch.cat([tensors[name]] * 2, axis)
+
+
+def _legacy(room: Room) -> None:
+    tensors = load_file(room.adapter / "adapter_model.safetensors")
+    (room.adapter / "adapter_model.safetensors").unlink()
+    torch.save(tensors, room.adapter / "adapter_model.bin", _use_new_zipfile_serialization=False)
+
+
+def _evil_pickle(room: Room) -> None:
+    (room.adapter / "adapter_model.safetensors").unlink()
+    torch.save({"a": Path}, room.adapter / "adapter_model.bin")
+
+
+def _other_model(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        tensors[name.replace("self_attn", "attention")] = tensors.pop(name)
+
+
+def _wider(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        if name.endswith("lora_A.weight"):
+            tensors[name] = torch.cat([tensors[name]] * 2, 1)
+
+
+BAD: dict[str, tuple[Callable[[Room], object], str]] = {
+    "missing base": (lambda r: shutil.rmtree(r.base), "there is no such directory"),
+    "missing adapter": (lambda r: shutil.rmtree(r.adapter), "there is no such directory"),
+    "base without weights": (lambda r: [p.unlink() for p in r.base.glob("*.safetensors*")], "neither model.safetensors.index.json nor"),
+    "index names a missing file": (lambda r: r.shard.unlink(), "names 1 missing files"),
+    "index is not JSON": (lambda r: (r.base / "model.safetensors.index.json").write_text("{"), "cannot be read as JSON"),
+    "index disagrees": (lambda r: r.index(lambda m: m.pop(next(iter(m)))), "disagree about 1 tensors"),
+    "path traversal": (lambda r: r.index(lambda m: m.update({next(iter(m)): "../evil.safetensors"})), "is not a shard beside it"),
+    "header overlaps": (lambda r: r.header(_overlap), "overlaps"),
+    "header overruns": (lambda r: r.header(lambda e: _first(e).update(data_offsets=[0, 1 << 40])), "occupies bytes 0…1099511627776"),
+    "header over the limit": (_huge, "limit of 100,000,000"),
+    "header repeats a key": (lambda r: r.header(_repeated), "twice"),
+    "header is not JSON": (lambda r: r.header(lambda e: b"not json"), "not valid JSON"),  # noqa: ARG005
+    "truncated shard": (_truncate, "truncated"),
+    "config of the base missing": (lambda r: (r.base / "config.json").unlink(), "config.json of the base cannot be read"),
+    "unknown architecture": (
+        lambda r: (r.base / "config.json").write_text('{"architectures": ["NobodyForCausalLM"], "model_type": "nobody"}'),
+        "remote code is never run",
+    ),
+    "adapter without configuration": (lambda r: (r.adapter / "adapter_config.json").unlink(), "adapter_config.json"),
+    "adapter without weights": (lambda r: (r.adapter / "adapter_model.safetensors").unlink(), "neither adapter_model.safetensors nor"),
+    "unmatched adapter tensors": (lambda r: r.tensors(_other_model), "have no place in the base checkpoint(.|\n)*nearest base weight"),
+    "unexpected adapter tensor": (lambda r: r.tensors(lambda t: t.update({"x.lora_magnitude_vector": torch.ones(3)})), "of a kind that"),
+    "missing lora_B": (lambda r: r.tensors(lambda t: t.pop(f"{Q}.lora_B.weight")), "no lora_B"),
+    "truncated adapter": (
+        lambda r: r.tensors(lambda t: [t.pop(f"{Q}.lora_{half}.weight") for half in "AB"]),
+        "1 of 21 modules that target_modules names have no tensors",
+    ),
+    "wrong rank": (lambda r: r.tensors(_rank), "the configuration says"),
+    "NaN in the adapter": (lambda r: r.tensors(_nan), "NaN or infinite"),
+    "another model's adapter": (lambda r: r.tensors(_wider), "make a delta of shape"),
+    "DoRA": (lambda r: r.config(use_dora=True), "use_dora = True"),
+    "unknown field": (lambda r: r.config(next_year=1), "next_year = 1"),
+    "legacy pickle": (_legacy, r"Convert it where you trust it:\n  python -c"),
+    "pickle with code": (_evil_pickle, "not a file of plain tensors"),
+    "out holds something else": (lambda r: (r.out.mkdir(), (r.out / "x").touch()), "not empty, and no merge of ours"),
+    "out is a file": (lambda r: r.out.touch(), "is not a directory"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_and_nothing_is_written(name: str, room: Room) -> None:
+    damage, sentence = BAD[name]
+    damage(room)
+    before = sorted(room.out.rglob("*")) if room.out.is_dir() else room.out.exists()
+    with pytest.raises(MergeError, match=sentence) as refusal:
+        merge.merge(room.base, room.adapter, room.out)
+    assert refusal.value.exit_code == 3
+    assert "Nothing was written." in str(refusal.value)
+    assert (sorted(room.out.rglob("*")) if room.out.is_dir() else room.out.exists()) == before
+
+
+@pytest.mark.parametrize("out", ["base", "base/below", "adapter", "."])
+def test_out_must_not_touch_what_is_read(out: str, room: Room) -> None:
+    places = {"base": room.base, "base/below": room.base / "below", "adapter": room.adapter, ".": room.base.parent}
+    before = sorted(room.base.parent.rglob("*"))
+    with pytest.raises(MergeError, match="lies in"):
+        merge.merge(room.base, room.adapter, places[out])
+    assert sorted(room.base.parent.rglob("*")) == before
+
+
+def test_a_disk_that_is_too_small(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(MergeError, match="the disk is too small"):
+        merge.merge(room.base, room.adapter, room.out)
+    assert not room.out.exists()
+
+
+def test_a_value_beyond_the_output_dtype_is_named(room: Room) -> None:
+    room.tensors(lambda t: t[f"{Q}.lora_B.weight"].mul_(1e9))
+    with pytest.raises(MergeError, match=r"layers\.0\.self_attn\.q_proj.*beyond what F16 can hold") as failure:
+        merge.merge(room.base, room.adapter, room.out, output_dtype="fp16")
+    assert failure.value.exit_code == 4
+    assert not (room.out / "merge-manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (["--weight", "0.5"], "--weight"),
+        (["--rounding", "faithful"], "--rounding faithful"),
+        (["--device", "cuda"], "--device cuda"),
+        (["--link"], "--link"),
+        (["--seed", "1"], "--seed"),
+        (["--output-dtype", "fp8"], "--output-dtype fp8"),
+        (["--adapter", "another"], "several --adapter"),
+    ],
+)
+def test_options_that_are_not_built_yet_end_with_2_and_are_named(option: list[str], named: str, room: Room) -> None:
+    result = CliRunner().invoke(app, ["run", f"--base={room.base}", f"--adapter={room.adapter}", f"--out={room.out}", *option])
+    assert result.exit_code == 2
+    assert named in result.output
+    assert not room.out.exists()
+
+
+def test_plan_refuses_as_run_does(room: Room) -> None:
+    room.config(use_dora=True)
+    with pytest.raises(MergeError, match="use_dora"):
+        merge.plan(room.base, room.adapter, room.out)
