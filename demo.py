@@ -37,9 +37,8 @@ def main() -> int:
             or step("certify", "run", f"--base={base}", f"--adapter={adapter}", f"--merged={merged}", f"--report={report}")
         )
     if report.is_dir():
-        print(
-            f"\nThe page to read: {report / 'index.html'}\nFor CI:           {report / 'junit.xml'}\nFor machines:     {report / 'certificate.json'}"
-        )
+        names = {"To read": "index.html", "For CI": "junit.xml", "As data": "certificate.json"}
+        print("\n" + "\n".join(f"{use:8s} {report / name}" for use, name in names.items()))
     return code
 
 

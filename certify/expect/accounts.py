@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from dataclasses import dataclass
 
 from certify.errors import DamagedError, NotInterpretedError
@@ -157,19 +158,30 @@ class Accounts:
     def _settle_other(self, name: str, terms: Terms) -> None:
         """A tensor that is no lora_A or lora_B: a module saved whole, a kind for a later version, or one without a place."""
         path = name.removeprefix(PREFIX)
-        place = self.places.find(path)
+        module = LATER.split(path)[0]
+        place = self.places.find(path) or self.places.find(f"{module}.weight")
         saved = terms.saves(path.rpartition(".")[0])
-        if saved and place is not None and not place.tied and self.tensor(name).shape == self.base.tensors[place.key].shape:
+        try:
+            if module != path:
+                raise NotInterpretedError("this version does not interpret this kind of adapter tensor")
+            if place is None and not saved:
+                raise DamagedError(self._lost(path))
+            if place is not None and not saved and self.complete:
+                raise DamagedError(f"no field of the adapter's configuration says that {place.key} was trained")
+            if place is None or not saved or place.tied or self.tensor(name).shape != self.base.tensors[place.key].shape:
+                raise NotInterpretedError("it would add, resize, untie or replace a tensor in a way this version does not interpret")
+            if {self.tensor(name).dtype, self.base.tensors[place.key].dtype} - FLOATS.keys():
+                raise NotInterpretedError(f"{self.base.tensors[place.key].dtype} replaced by {self.tensor(name).dtype} is not interpreted")
             self.replaced[place.key] = name
             self.consumed += 1
-        elif saved or any(kind in name for kind in LATER):
-            reason = "it would add, resize or untie a tensor" if saved else "this kind of adapter tensor"
-            self.note(name, f"{reason}, which this version does not interpret")
+        except DamagedError as error:
+            self.fail(name, str(error))
+            self._leave(place, str(error))
+        except NotInterpretedError as error:
+            self.note(name, str(error))
+            self._leave(place, f"{name}: {error}")
             self.complete = False
-            self._leave(place, f"{name} is not interpreted")
             self.consumed += 1
-        else:
-            self.fail(name, self._lost(path))
 
     def _lost(self, weight: str) -> str:
         """Why a name has no place; a base tensor that no module of the architecture owns cannot be given an orientation."""

@@ -54,7 +54,7 @@ def test_what_is_refused(entries: object, data: int, sentence: str) -> None:
 
 @pytest.mark.parametrize("raw", [b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":1}'])
 def test_what_is_no_header_at_all(raw: bytes) -> None:
-    with pytest.raises(CheckpointError, match="not valid JSON|twice"):
+    with pytest.raises(CheckpointError, match=r"not valid JSON|twice"):
         catalog.parse("x.safetensors", raw, 8 + len(raw))
 
 

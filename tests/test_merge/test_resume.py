@@ -70,8 +70,8 @@ def pair(llama: Any) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def whole(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The bytes of an uninterrupted run; its folder has the same parent as every other one here, since the manifest names the adapter by a relative path."""
+def whole(pair: tuple[Path, Path]) -> dict[str, bytes]:
+    """The bytes of an uninterrupted run, beside every other output here: the manifest names the adapter by a relative path."""
     out = pair[0].parent / "whole"
     run(work(pair, out))
     return content(out)
@@ -105,14 +105,14 @@ def test_the_bytes_do_not_depend_on_the_workers(pair: tuple[Path, Path], whole: 
 
 
 def test_no_space_left_is_resumable(pair: tuple[Path, Path], whole: dict[str, bytes], out: Path) -> None:
-    with pytest.raises(WriteError, match="No space left on device.*same command again") as failure:
+    with pytest.raises(WriteError, match=r"No space left on device.*same command again") as failure:
         run(work(pair, out), FailingSink(out, 12, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))))
     assert failure.value.exit_code == 4
     run(work(pair, out))
     assert content(out) == whole
 
 
-def test_a_finished_merge_is_not_done_again(pair: tuple[Path, Path], whole: dict[str, bytes], out: Path) -> None:
+def test_a_finished_merge_is_not_done_again(pair: tuple[Path, Path], out: Path) -> None:
     assert not run(work(pair, out)).already
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert run(work(pair, out)).already

@@ -1,0 +1,143 @@
+"""Which stored values are right: the interval that a merge may reach, derived, not tuned.
+
+Exact value, in float64:             v = W + Σ sₖ Bₖ Aₖ                                          (one sum per adapter k, rank rₖ)
+What any float32 merge may miss:     e = Σ (rₖ+6)·u·|sₖ|·‖Bₖᵢ‖·‖Aₖⱼ‖ + (Σ rₖ + 6)·u·|W| + Σ (rₖ+8)·2⁻¹²⁶·max(1, |sₖ|),     u = 2⁻²⁴
+
+Derivation (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §3.1 and §4.2). A merge is a sum of Σrₖ + 1 terms: W and
+the products s·b·a. Each product passes at most 2 roundings, 2 more if A and B are cast to float32 first, and every term takes part in
+at most Σrₖ additions, in any order, fused or not, W first or last: γ(n) ≤ (n+6)·u. Σ|b||a| ≤ ‖Bᵢ‖·‖Aⱼ‖ (Cauchy–Schwarz) makes the
+bound rank one. Each operation may also flush a result below 2⁻¹²⁶ to zero; without that term 138 sound tensors were refused.
+The float64 of this file adds r·2⁻⁵³, which the spare roundings cover.
+
+Rounding is monotone, so the stored value M of any right merge satisfies   round(v − e) ≤ M ≤ round(v + e).
+
+criterion   accepts
+nearest     one rounding to the stored dtype, as above
+peft        also what peft 0.21.2 does otherwise (tuners/lora/layer.py, Linear.merge): Δ rounded before it is added, to the base's dtype
+            (safe_merge=True) or to the adapter's (adapters kept in half precision; on CUDA B·A is rounded before the scaling too);
+            several adapters one after another, rounded after each
+faithful    both grid neighbours of every value in [v − e, v + e]; what stochastic rounding may choose from
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+U32 = 2.0**-24  # unit roundoff of float32
+TINY = 2.0**-126  # smallest normal float32; everything below may be flushed to zero
+SPARE = 6  # roundings beyond the additions: two products, two casts, one cover for γ(n) = n·u/(1 − n·u), one for the float64 harness
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One adapter's share of a block of rows, as the tensor is stored: scaling · left · right.
+
+    left (rows, rank), right (rank, columns)   float32 or float64     dtype: the dtype that the adapter is stored in
+    """
+
+    left: Tensor
+    right: Tensor
+    scaling: float
+    dtype: torch.dtype
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    def value(self) -> Tensor:
+        """(rows, columns) in the factors' own dtype."""
+        return (self.left @ self.right).mul_(self.scaling)
+
+    def magnitude(self) -> Tensor:
+        """|s|·‖left row‖·‖right column‖: an upper bound of |s|·Σ|b||a|."""
+        return torch.outer(self.left.norm(dim=1), self.right.norm(dim=0)).mul_(abs(self.scaling))
+
+    def slack(self) -> Tensor:
+        """How far a float32 s·B·A may lie from `value`."""
+        return self.magnitude().mul_((self.rank + SPARE) * U32).add_((self.rank + 8) * TINY * max(1.0, abs(self.scaling)))
+
+    def double(self) -> "Delta":
+        return Delta(self.left.double(), self.right.double(), self.scaling, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Closed intervals per element, float64, (rows, columns); a value is right if one of them holds it. exact = v, slack = e."""
+
+    exact: Tensor
+    slack: Tensor
+    intervals: tuple[tuple[Tensor, Tensor], ...]
+
+    def holds(self, merged: Tensor) -> Tensor:
+        """Where the stored values (float64) are right; NaN and infinity never are."""
+        inside = torch.zeros_like(merged, dtype=torch.bool)
+        for low, high in self.intervals:
+            inside |= (low <= merged) & (merged <= high)
+        return inside & torch.isfinite(merged)
+
+
+def bound(base: Tensor, deltas: Sequence[Delta], stored: torch.dtype, criterion: str) -> Bound:
+    """What may be stored for W + Σ deltas.
+
+    base (rows, columns)  in the dtype that the base is stored in      stored  the dtype of the merged tensor
+    """
+    W = base.double()
+    terms = [delta.double() for delta in deltas]
+    exact = W + sum(term.value() for term in terms)
+    slack = W.abs().mul_((sum(term.rank for term in terms) + SPARE) * U32)
+    for term in terms:
+        slack += term.slack()
+    low, high = exact - slack, exact + slack
+    if criterion == "faithful":
+        return Bound(exact, slack, ((_down(low, stored), _up(high, stored)),))
+    nearest = (_nearest(low, stored), _nearest(high, stored))
+    if criterion == "nearest":
+        return Bound(exact, slack, (nearest,))
+    return Bound(exact, slack, (nearest, *_peft(W, terms, base.dtype, stored)))
+
+
+def half_ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half the spacing of `dtype` around each value, float64."""
+    finfo = torch.finfo(dtype)
+    _, exponent = torch.frexp(value.abs().clamp(min=finfo.smallest_normal))
+    return torch.ldexp(torch.full_like(value, finfo.eps / 4, dtype=torch.float64), exponent)  # frexp: value = m·2^exponent, m in [½, 1)
+
+
+def _nearest(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest value of `dtype`, by way of float32 as every merge goes, back in float64."""
+    return value.float().to(dtype).double()
+
+
+def _down(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest value of `dtype` that is not above."""
+    near = value.to(dtype)
+    below = torch.nextafter(near, torch.full_like(near, -torch.inf))
+    return torch.where(near.double() > value, below, near).double()
+
+
+def _up(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return -_down(-value, dtype)
+
+
+def _peft(W: Tensor, terms: Sequence[Delta], base: torch.dtype, stored: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """PEFT adds one adapter after another, in place: interval arithmetic along each of its paths."""
+    grids = {torch.float32, base, *(term.dtype for term in terms)} if len(terms) > 1 else {base, terms[0].dtype} - {torch.float32}
+    for grid in sorted(grids, key=str):
+        for scaled_after in (False, True) if grid != torch.float32 else (False,):
+            low = high = W
+            for term in terms:
+                least, most = _rounded_delta(term, grid, scaled_after)
+                low = _nearest(low + least - 2 * U32 * (low.abs() + least.abs()), base)
+                high = _nearest(high + most + 2 * U32 * (high.abs() + most.abs()), base)
+            yield _nearest(low, stored), _nearest(high, stored)
+
+
+def _rounded_delta(term: Delta, grid: torch.dtype, scaled_after: bool) -> tuple[Tensor, Tensor]:
+    """The least and the greatest Δ that rounding to `grid` can give; `scaled_after`: B·A is rounded, scaled, and rounded again."""
+    value, slack = term.value(), term.slack()
+    if not scaled_after or term.scaling == 0:
+        return _nearest(value - slack, grid), _nearest(value + slack, grid)
+    size = abs(term.scaling)
+    return _nearest(_nearest((value - slack) / size, grid) * size, grid), _nearest(_nearest((value + slack) / size, grid) * size, grid)

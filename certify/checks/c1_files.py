@@ -1,0 +1,63 @@
+"""C1: every file is a sound safetensors file, the index and the files agree both ways, and no other weights lie beside them."""
+
+from certify.finding import Finding, Outcome
+from certify.inputs.checkpoint import INDEX, Checkpoint
+
+CODE = "C1"
+TITLE = "files are sound, the index agrees with them, nothing stray lies beside them"
+SHOWN = 4  # names of tensors shown per problem
+
+
+def weight_file(subject: str, file: str, checkpoint: Checkpoint) -> Finding:
+    """One weight file that the index names."""
+    if file in checkpoint.absent:
+        return _finding(subject, ["the index names this file, but it does not exist"])
+    header = checkpoint.headers[file]
+    problems = list(header.problems)
+    elsewhere = [name for name in header.entries if checkpoint.weight_map.get(name) != file]
+    unnamed = [name for name in elsewhere if name not in checkpoint.weight_map]
+    if checkpoint.sharded:
+        wrong = [name for name in elsewhere if name in checkpoint.weight_map]
+        problems += _listed("holds {n} that the index does not name", unnamed)
+        problems += _listed("holds {n} that the index places in another file", wrong)
+        problems += _listed("holds {n} that another file holds as well", [n for n in header.entries if len(checkpoint.homes[n]) > 1])
+        lacking = [name for name, home in checkpoint.weight_map.items() if home == file and name not in header.entries]
+        problems += _listed("lacks {n} that the index places here", lacking)
+    if not header.entries and not header.problems:
+        problems.append("holds no tensor")
+    return _finding(subject, problems)
+
+
+def index_file(subject: str, checkpoint: Checkpoint) -> Finding:
+    """The index itself: readable, its files exist, its total_size is the sum of all tensors."""
+    problems = list(checkpoint.index_problems)
+    problems += [f"names {file}, which does not exist" for file in checkpoint.absent]
+    held = sum(tensor.entry.stop - tensor.entry.start for tensor in checkpoint.tensors.values())
+    if checkpoint.total_size is not None and checkpoint.total_size != held:
+        problems.append(f"total_size is {checkpoint.total_size:,}; the tensors have {held:,} bytes")
+    return _finding(subject, problems)
+
+
+def stray_file(subject: str, checkpoint: Checkpoint) -> Finding:
+    """A file beside the checkpoint that holds, or may hold, weights: some loader will read it instead."""
+    owner = f"the index {INDEX} does not name it" if checkpoint.sharded else "the weights are in model.safetensors"
+    return _finding(subject, [f"stray weight file: {owner}, yet other loaders may read it"])
+
+
+def damaged_input(subject: str, problems: list[str]) -> Finding:
+    """A file of the base or of an adapter."""
+    return _finding(subject, problems)
+
+
+def _listed(sentence: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(sorted(names)[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+    counted = f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
+    return [f"{sentence.format(n=counted)}: {shown}"]
+
+
+def _finding(subject: str, problems: list[str]) -> Finding:
+    if not problems:
+        return Finding(CODE, subject, Outcome.PASSED)
+    return Finding(CODE, subject, Outcome.FAILED, "; ".join(problems), {"problems": len(problems)})

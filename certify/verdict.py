@@ -1,0 +1,120 @@
+"""What the findings add up to: a verdict, its exit code, and one sentence that says why."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from certify.checks import c1_files, c2_completeness, c3_untouched, c4_merged
+from certify.finding import Finding, Outcome
+
+TITLES: Final = {check.CODE: check.TITLE for check in (c1_files, c2_completeness, c3_untouched, c4_merged)}
+NOT_JUDGED: Final = (
+    ("C5", "module behaviour", "this version does not run modules: base + unmerged adapter against merged"),
+    ("C7", "side files", "this version does not compare configuration, tokenizer and chat template"),
+    ("C8", "retention", "this version reports how much of the fine-tune survived storage, but does not judge it"),
+    ("C9", "layer behaviour", "this version does not run decoder layers"),
+    ("C10", "logits", "this version does not compare logits"),
+)
+GROUPS_SHOWN = 4  # groups of tensor names in the reason
+
+
+class Verdict(StrEnum):
+    CERTIFIED = "CERTIFIED"
+    REJECTED = "REJECTED"
+    INCOMPLETE = "INCOMPLETE"
+    ERROR = "ERROR"
+
+
+EXIT_CODES: Final = {Verdict.ERROR: 3, Verdict.REJECTED: 1, Verdict.INCOMPLETE: 10, Verdict.CERTIFIED: 0}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One judgement, done.
+
+    reason     one sentence      statement  in-toto Statement v1, JSON data
+    findings   failed first, then not interpreted, then passed; within each in the order in which they were made
+    """
+
+    verdict: Verdict
+    level: str
+    reason: str
+    statement: dict[str, Any]
+    findings: tuple[Finding, ...] = field(repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.verdict]
+
+    def to_json(self) -> str:
+        return json.dumps(self.statement, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def decide(findings: Sequence[Finding], *, run: int, expected: int, only: str | None, crashed: str | None) -> tuple[Verdict, str]:
+    """The verdict and its reason; of several that fit, the one that comes first in the order of exit codes."""
+    failed = [finding for finding in findings if finding.outcome is Outcome.FAILED]
+    unknown = [finding for finding in findings if finding.outcome is Outcome.NOT_INTERPRETED]
+    if crashed is not None:
+        return Verdict.ERROR, f"the gate itself failed: {crashed}."
+    if failed:
+        return Verdict.REJECTED, _rejection(failed)
+    if unknown:
+        subjects = {finding.subject for finding in unknown}
+        more = f" (and {len(subjects) - 1} more)" if len(subjects) > 1 else ""
+        return Verdict.INCOMPLETE, f"{unknown[0].code} {unknown[0].subject}{more}: {unknown[0].sentence}."
+    if only is not None:
+        return Verdict.INCOMPLETE, f"only subjects that match {only!r} were judged: {run:,} of {expected:,}."
+    if run < expected:
+        return Verdict.INCOMPLETE, f"{run:,} of {expected:,} subjects were judged."
+    return Verdict.CERTIFIED, f"all {expected:,} subjects pass."
+
+
+def grouped(names: Iterable[str]) -> str:
+    """Tensor names, layer by layer: `model.layers.61.* ×32, lm_head.weight`."""
+    groups = Counter(_layer(name) for name in names)
+    shown = [f"{group} ×{count}" if group.endswith("*") else group for group, count in groups.most_common(GROUPS_SHOWN)]
+    rest = sum(count for _, count in groups.most_common()[GROUPS_SHOWN:])
+    return ", ".join(shown) + (f" and {rest:,} more in {len(groups) - GROUPS_SHOWN} groups" if rest else "")
+
+
+def _layer(name: str) -> str:
+    """The layer that a tensor belongs to, or its own name outside the layers."""
+    match = re.match(r"(.*?\.\d+)\..+", name)
+    return f"{match[1]}.*" if match else name
+
+
+def _rejection(failed: Sequence[Finding]) -> str:
+    """What broke, check by check: what is missing, what is wrong, and where."""
+    parts = []
+    for sentence, chosen in _kinds(failed).items():
+        if chosen:
+            subjects = list(dict.fromkeys(finding.subject for finding in chosen))
+            detail = f" ({chosen[0].sentence})" if len(subjects) == 1 and chosen[0].sentence else ""
+            many = len(subjects) != 1
+            parts.append(f"{len(subjects):,} {sentence.format(s='s' if many else '', are='are' if many else 'is')}: {grouped(subjects)}{detail}")
+    merged = [finding for finding in failed if finding.code == "C4"]
+    other = {finding.figures.get("passes_under") for finding in merged}
+    hint = ""
+    if merged and len(other) == 1 and (criterion := other.pop()):
+        hint = f"; every C4 failure would pass under --criterion {criterion}"
+    return "; ".join(parts) + hint + "."
+
+
+def _kinds(failed: Sequence[Finding]) -> dict[str, list[Finding]]:
+    def chosen(code: str, *problems: object) -> list[Finding]:
+        return [f for f in failed if f.code == code and (not problems or f.figures.get("problem") in problems)]
+
+    off = [finding for finding in chosen("C4") if "beyond" in finding.figures]
+    return {
+        "tensor{s} of the base {are} missing": chosen("C2", "missing"),
+        "merged tensor{s} {are} wrong": off,
+        "untouched tensor{s} differ from the base": chosen("C3"),
+        "tensor{s} {are} not of the base": chosen("C2", "extra"),
+        "tensor{s} of another shape or dtype": chosen("C2", "shape", "dtype"),
+        "file{s} {are} unsound or stray": chosen("C1"),
+        "fault{s} in the adapter's accounts": [finding for finding in chosen("C4") if finding not in off],
+    }
