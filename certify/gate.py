@@ -153,7 +153,7 @@ class Gate:
             self.crashed = self.crashed or f"{subject}: {crashed}"
             return
         found = [Finding(**{**finding, "outcome": Outcome(finding["outcome"])}) for finding in evidence["findings"]]
-        self.findings[group, subject] = found
+        self.findings.setdefault((group, subject), []).extend(found)
         self._progress(identifier(group), found)
 
     def _progress(self, group: str, found: Sequence[Finding]) -> None:

@@ -94,8 +94,8 @@ def _rejection(failed: Sequence[Finding]) -> str:
         if chosen:
             subjects = list(dict.fromkeys(finding.subject for finding in chosen))
             detail = f" ({chosen[0].sentence})" if len(subjects) == 1 and chosen[0].sentence else ""
-            many = len(subjects) != 1
-            parts.append(f"{len(subjects):,} {sentence.format(s='s' if many else '', are='are' if many else 'is')}: {grouped(subjects)}{detail}")
+            number = {"s": "s", "are": "are"} if len(subjects) > 1 else {"s": "", "are": "is"}
+            parts.append(f"{len(subjects):,} {sentence.format(**number)}: {grouped(subjects)}{detail}")
     merged = [finding for finding in failed if finding.code == "C4"]
     other = {finding.figures.get("passes_under") for finding in merged}
     hint = ""

@@ -118,9 +118,7 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WriteError(f"{error.filename or out}: {error.strerror}. {resume}") from error
-    except WriteError as error:
-        raise WriteError(f"{error}. {resume}") from error
-    except OutputError:
+    except (OutputError, WriteError):
         raise
     except MergeError as error:
         raise WriteError(f"{error}. {resume}") from error

@@ -73,14 +73,17 @@ def refuse_tokens_beyond(files: SideFiles, rows: int) -> None:
 
 
 def config(path: Path, output_dtype: str) -> bytes:
-    """config.json with its dtype fields, at every level, set to the output's."""
+    """config.json with its dtype fields, at every level, set to the output's; a config that names none gains one."""
 
     def edited(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: TORCH_DTYPES[output_dtype] if k in ("dtype", "torch_dtype") and v else edited(v) for k, v in value.items()}
         return value
 
-    return (json.dumps(edited(read_json(path)), indent=2, ensure_ascii=False) + "\n").encode()
+    data = edited(read_json(path))
+    if not data.keys() & {"dtype", "torch_dtype"}:
+        data["dtype"] = TORCH_DTYPES[output_dtype]
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def index(weight_map: Mapping[str, str], total_size: int, before: Path) -> bytes:

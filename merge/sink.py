@@ -36,8 +36,8 @@ class Sink:
     def commit(self, file: str, descriptor: int) -> None:
         """Make a finished file durable, then give it its name."""
         os.fsync(descriptor)
-        self._partial(file).replace(self.out / file)
-        self.sync_folder(self.out)
+        path = self._partial(file).replace(self.out / file)
+        self.sync_folder(path.parent)
 
     def whole(self, file: str, data: bytes) -> None:
         """A small file in one go, as durable as a shard."""

@@ -96,25 +96,18 @@ class Reader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def close_file(self, file: str) -> None:
-        """Close one file; a later read opens it again and looks at its stamp again."""
-        with self._lock:
-            if file in self._open:
-                os.close(self._open.pop(file))
-
     def _descriptor(self, file: str) -> int:
         with self._lock:
             if file not in self._open:
                 path = self._folder / file
-                if file in self._stamps and stamp(path) != self._stamps[file]:
+                descriptor = self._open[file] = os.open(path, os.O_RDONLY)
+                if stamp(os.fstat(descriptor)) != self._stamps.get(file, stamp(os.fstat(descriptor))):
                     raise MergeError(f"{path} changed since the merge began (size, modification time or inode)")
-                self._open[file] = os.open(path, os.O_RDONLY)
             return self._open[file]
 
 
-def stamp(path: Path) -> Stamp:
+def stamp(found: os.stat_result) -> Stamp:
     """What changes when a file does."""
-    found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 

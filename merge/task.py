@@ -85,7 +85,7 @@ class Merge:
         return {
             "engine": ENGINE,
             "options": asdict(self.options),
-            "base": {"headers": headers, "shards": {c.file: list(source.stamp(self.base / c.file)) for c in self.catalogs}},
+            "base": {"headers": headers, "shards": {c.file: list(source.stamp((self.base / c.file).stat())) for c in self.catalogs}},
             "adapters": [
                 {"digest": source.folder_digest(files), "files": files, "weight": adapter.weight}
                 for files, adapter in zip(self.adapter_files, self.opened, strict=True)

@@ -1,5 +1,6 @@
 """C4: a tensor that the adapter touches is a right rounding of W + Δ; a tensor that it replaces is the adapter's."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from certify.request import CRITERIA
 CODE = "C4"
 TITLE = "merged tensors are W + Δ, rounded as declared, and every adapter tensor is used"
 BLOCK = 1 << 19  # elements per block; its float64 twin has 4 MiB
-REPLACED_STEP = 1 << 19
+RATIO_MAX = 1e30  # what NaN and infinity count as
 
 
 def merged_tensor(subject: str, base: Stored, merged: Stored, parts: Sequence[Part], criterion: str) -> Finding:
@@ -46,8 +47,8 @@ def replaced_tensor(subject: str, merged: Stored, source: AdapterTensor) -> Find
     try:
         expected = source.load().to(FLOATS[merged.dtype]).reshape(-1)
         differing = 0
-        for number, theirs in enumerate(merged.elements(REPLACED_STEP)):
-            ours = expected[number * REPLACED_STEP :][: theirs.numel()]
+        for number, theirs in enumerate(merged.elements(BLOCK)):
+            ours = expected[number * BLOCK :][: theirs.numel()]
             differing += int(((ours != theirs) | ~torch.isfinite(theirs)).sum())
     except DamagedError as error:
         return Finding(CODE, subject, Outcome.FAILED, str(error))
@@ -77,7 +78,7 @@ class Tally:
     _worst_ratio: float = -1.0
 
     def judge(self, row: int, base: Tensor, merged: Tensor, deltas: Sequence[Delta], criterion: str) -> None:
-        """One block of rows. A float32 merge of our own is one of the right ones: where it gives the stored values, nothing else is asked."""
+        """One block of rows. A float32 merge of our own is one of the right ones: where it gives the stored values, that is enough."""
         delta = deltas[0].value() if len(deltas) == 1 else torch.stack([d.value() for d in deltas]).sum(0)
         W, M = base.float(), merged.float()
         own = W + delta
@@ -93,7 +94,7 @@ class Tally:
     def _examine(self, row: int, merged: Tensor, right: Bound) -> None:
         M = merged.double()
         outside = ~right.holds(M)
-        ratio = ((M - right.exact).abs() / (half_ulp(right.exact, merged.dtype) + right.slack)).nan_to_num(torch.inf, torch.inf)
+        ratio = ((M - right.exact).abs() / (half_ulp(right.exact, merged.dtype) + right.slack)).nan_to_num(RATIO_MAX, RATIO_MAX)
         self.ratio = max(self.ratio, float(ratio.max()))
         count = int(outside.sum())
         if not count:
@@ -103,8 +104,9 @@ class Tally:
         if float(ratio.view(-1)[place]) > self._worst_ratio:
             self._worst_ratio = float(ratio.view(-1)[place])
             at = divmod(place, M.shape[1])
-            self.worst = {"worst_index": f"[{row + at[0]}, {at[1]}]", "worst_value": float(M[at])}
-            self.worst |= {"worst_low": float(right.intervals[0][0][at]), "worst_high": float(right.intervals[0][1][at])}
+            low, high = right.intervals[0]
+            self.worst = {"worst_index": f"[{row + at[0]}, {at[1]}]", "worst_value": _json(M[at])}
+            self.worst |= {"worst_low": _json(low[at]), "worst_high": _json(high[at])}
 
     @property
     def retention(self) -> float | None:
@@ -112,8 +114,10 @@ class Tally:
 
     def figures(self) -> dict[str, Figure]:
         rows, columns = self.shape
+        kept = self.retention if self.retention is not None and math.isfinite(self.retention) else None
+        norm = self.energy**0.5 if math.isfinite(self.energy) else None
         return {"elements": rows * columns, "beyond": self.beyond, "changed": self.changed, "ratio": self.ratio,
-                "retention": self.retention, "delta_norm": self.energy**0.5, **self.worst}  # fmt: skip
+                "retention": kept, "delta_norm": norm, **self.worst}  # fmt: skip
 
     def sentence(self, parts: Sequence[Part]) -> str:
         """What was found at the worst element, what was allowed, and what it looks like."""
@@ -121,9 +125,14 @@ class Tally:
         kept = "" if self.retention is None else f"; fitted coefficient of the delta {self.retention:.4g} ({_likely(self, parts)})"
         return (
             f"{self.beyond:,} of {elements:,} elements ({self.beyond / elements:.2%}) are no right rounding of W + Δ; "
-            f"worst at {self.worst['worst_index']}: stored {self.worst['worst_value']:.6g}, "
-            f"allowed [{self.worst['worst_low']:.6g}, {self.worst['worst_high']:.6g}]{kept}"
+            f"worst at {self.worst['worst_index']}: stored {self.worst['worst_value']}, "
+            f"allowed [{self.worst['worst_low']}, {self.worst['worst_high']}]{kept}"
         )
+
+
+def _json(value: Tensor) -> float | str:
+    """A number that JSON can carry and a person can read: six digits; NaN and infinity by name."""
+    return float(f"{float(value):.6g}") if bool(torch.isfinite(value)) else str(float(value))
 
 
 def _likely(tally: Tally, parts: Sequence[Part]) -> str:

@@ -16,16 +16,7 @@ from certify.inputs.dtypes import FLOATS
 CODE = "C4"
 PREFIX = "base_model.model."  # PEFT's wrapper; absent in files made by inject_adapter_in_model
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
-LATER = (
-    "lora_embedding_",
-    "lora_magnitude_vector",
-    "lora_B.bias",
-    "trainable_tokens_delta",
-    "base_layer.",
-    "lora_diag",
-    "lora_velora",
-    "lora_",
-)
+LATER = re.compile(r"\.(?:lora_|base_layer\.|token_adapter\.)")  # kinds of adapter tensors that later versions interpret
 NEAREST_SHOWN = 5  # unplaced tensors for which the nearest base weight is looked up
 
 

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -81,4 +80,4 @@ class _Opened:
                 raise DamagedError(f"{self._path.name} ends at byte {start + have:,}; {count - have:,} more bytes were expected")
             pieces.append(piece)
             have += len(piece)
-        return cast(bytes, pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)

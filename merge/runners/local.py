@@ -212,5 +212,8 @@ def _computed(operation: Operation, factors: Factors, raw: torch.Tensor, start: 
     else:
         finite = arithmetic.convert(stored, exact, result)
     if not finite:
-        raise WriteError(f"{target}: rows {start}…{stop} hold a NaN or a value beyond what {target.dtype} can hold")
+        raise WriteError(
+            f"{target}: rows {start}…{stop} hold a NaN or a value beyond what {target.dtype} can hold.\n"
+            "Choose a wider --output-dtype; the half-finished output can be removed with `python -m merge clean`."
+        )
     return out

@@ -1,0 +1,114 @@
+"""`lora-certify`, also `python -m certify`: judge a merged checkpoint, and explain what a check means.
+
+0 CERTIFIED · 1 REJECTED · 3 ERROR, the gate itself failed · 4 usage · 10 INCOMPLETE
+"""
+
+import sys
+from pathlib import Path
+
+# `python -m` puts the working directory first, which may be a checkpoint; only the package's own parent may stand there.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path.cwd() or Path.cwd() == Path(__file__).resolve().parents[1]]
+
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+
+from certify import launch
+from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES
+
+ERROR, USAGE = 3, 4
+app = typer.Typer(
+    name="lora-certify",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Judge a checkpoint that somebody merged a LoRA adapter into: complete, untouched where it must be, right where it changed.",
+    epilog="Exit codes: 0 CERTIFIED · 1 REJECTED · 3 ERROR (the gate itself failed) · 4 usage · 10 INCOMPLETE",
+)
+
+
+@app.command()
+def run(
+    base: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint that the adapter was trained on.")],
+    merged: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint to be judged.")],
+    adapter: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Adapter that was merged; repeat it for several.")] = None,
+    weight: Annotated[list[float] | None, typer.Option(metavar="W", help="Factor of each adapter, in their order.")] = None,
+    criterion: Annotated[str, typer.Option(metavar="|".join(CRITERIA), help="Which rounding is right.")] = "nearest",
+    output_dtype: Annotated[str, typer.Option(metavar="|".join(OUTPUT_DTYPES), help="Declared transform of the stored dtype.")] = "same",
+    level: Annotated[str, typer.Option(metavar="|".join(LEVELS), help="What exit code 0 requires; weights is built.")] = "weights",
+    only: Annotated[str | None, typer.Option(metavar="PATTERN", help="Judge matching subjects only; never CERTIFIED.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write certificate.json, junit.xml and index.html there.")] = None,
+    min_retention: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    accept: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    base_digest: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    device: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+) -> None:
+    """Judge a merged checkpoint, in a process that the checkpoint cannot configure.
+
+    Without --adapter, the adapter is located through the manifest in the merged directory, if there is one.
+    """
+    adapters = [_absolute(folder) for folder in adapter or []]
+    judged = {"base": _absolute(base), "merged": _absolute(merged)}
+    single = {
+        **judged,
+        "criterion": criterion,
+        "output-dtype": output_dtype,
+        "level": level,
+        "only": only,
+        "report": _absolute(report) if report else None,
+        "min-retention": min_retention,
+        "accept": accept,
+        "base-digest": base_digest,
+        "device": device,
+    }
+    words = [f"--{name}={value}" for name, value in single.items() if value is not None]
+    words += [f"--adapter={folder}" for folder in adapters] + [f"--weight={factor}" for factor in weight or []]
+    raise typer.Exit(launch.run(words, [*judged.values(), *adapters]))
+
+
+@app.command()
+def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="C1, C2, …")]) -> None:
+    """Say what a check demands, why, and what its failures usually mean."""
+    readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    for section in readme.split("\n### ")[1:]:
+        if section.split()[0] == code.upper():
+            typer.echo(section.partition("\n## ")[0].strip())
+            return
+    _usage(f"there is no check {code!r}; C1 … C10 are explained")
+
+
+def _unbuilt(name: str) -> None:
+    @app.command(name, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, help="Not built yet.")
+    def command() -> None:
+        _usage(f"{name} is not built yet")
+
+
+for _name in ("screen", "render", "sign", "verify", "compare"):
+    _unbuilt(_name)
+
+
+def _absolute(path: Path) -> Path:
+    """The judging process works in an empty directory; and a shell leaves the ~ in --base=~/x alone."""
+    return path.expanduser().absolute()
+
+
+def _usage(message: str) -> NoReturn:
+    typer.echo(f"Usage error: {message}", err=True)
+    raise typer.Exit(USAGE)
+
+
+def main() -> None:
+    """The process. typer ends a wrong command line with 2, Python an unforeseen error with 1; here these are 4 and 3."""
+    try:
+        app()
+    except SystemExit as end:
+        sys.exit(USAGE if end.code == 2 else end.code)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What people sign: certificate.json for machines, junit.xml for continuous integration, index.html for the reviewer."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from certify.finding import Finding
+
+if TYPE_CHECKING:
+    from certify.verdict import Certificate
+
+CERTIFICATE, JUNIT, PAGE = "certificate.json", "junit.xml", "index.html"
+NAMES = (CERTIFICATE, JUNIT, PAGE)
+
+
+def clear(directory: Path) -> None:
+    """Make the directory, and remove an earlier report from it: if this run dies, no old verdict may stand there. Raises OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        (directory / name).unlink(missing_ok=True)
+
+
+def write(certificate: "Certificate", findings: Iterable[Finding], directory: Path) -> None:
+    """Write the three files; the certificate last, so that it never stands alone. Raises OSError."""
+    from certify.report import junit, page
+
+    clear(directory)
+    _put(directory / PAGE, page.render(certificate.statement, certificate.exit_code))
+    _put(directory / JUNIT, junit.render(certificate, findings))
+    _put(directory / CERTIFICATE, certificate.to_json())
+
+
+def _put(path: Path, text: str) -> None:
+    """Write under another name, then rename: a reader never sees half a file."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # a lone surrogate in a name is \udXXX, which JSON can say
+    partial.replace(path)

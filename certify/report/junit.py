@@ -1,0 +1,79 @@
+"""junit.xml: one case per file and tensor, and one for the adapter's accounts; the same counts as pytest's own --junitxml.
+
+Facts of the run are properties of the suite; a case has properties only where it failed (92,000 cases must stay below the 30 MB that GitLab reads).
+"""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from certify.finding import Finding, Outcome
+from certify.report.text import identifier, paragraph, printable
+
+if TYPE_CHECKING:
+    from certify.verdict import Certificate
+
+FILES, TENSORS, ACCOUNTS = "certify.files", "certify.tensors", "certify.adapter"
+MESSAGE = 300  # characters; the whole text stands in the element
+
+Cases = dict[tuple[str, str], list[Finding]]
+
+
+def render(certificate: "Certificate", findings: Iterable[Finding]) -> str:
+    """The document."""
+    cases = [_case(*key, found) for key, found in _cases(findings).items()]
+    predicate = certificate.statement["predicate"]
+    if predicate["verdict"] == "ERROR":
+        cases.append(ET.Element("testcase", classname="certify", name="the gate itself", time="0"))
+        ET.SubElement(cases[-1], "error", message=printable(predicate["reason"])[:MESSAGE], type="ERROR")
+    counts = {f"{tag}s" if tag != "skipped" else tag: sum(case.find(tag) is not None for case in cases) for tag in ("failure", "error", "skipped")}
+    root = ET.Element("testsuites", name="certify")
+    suite = ET.SubElement(root, "testsuite", name="certify", tests=str(len(cases)), **{name: str(n) for name, n in counts.items()}, time="0")
+    _properties(suite, _facts(predicate) + [(f"sha256:{file['name']}", file["digest"]["sha256"]) for file in certificate.statement["subject"]])
+    suite.extend(cases)
+    ET.indent(root)
+    return "<?xml version='1.0' encoding='utf-8'?>\n" + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _cases(findings: Iterable[Finding]) -> Cases:
+    """Findings by case. C2 speaks once about every tensor; what is neither a file nor such a tensor belongs to the adapter's accounts."""
+    findings = list(findings)
+    tensors = {finding.subject for finding in findings if finding.code == "C2"}
+    cases: Cases = {}
+    for finding in findings:
+        if finding.code == "C1":
+            key = FILES, finding.subject
+        elif finding.subject in tensors:
+            key = TENSORS, finding.subject
+        else:
+            key = ACCOUNTS, "accounts"
+        cases.setdefault(key, []).append(finding)
+    return cases
+
+
+def _case(classname: str, name: str, found: list[Finding]) -> ET.Element:
+    """A case fails if a check failed, and is skipped if none did and something could not be interpreted."""
+    case = ET.Element("testcase", classname=classname, name=identifier(name), time="0")
+    failed = [finding for finding in found if finding.outcome is Outcome.FAILED]
+    unknown = [finding for finding in found if finding.outcome is Outcome.NOT_INTERPRETED]
+    if told := failed or unknown:
+        text = "\n".join(f"{finding.code}  {finding.sentence}" for finding in told)
+        message = printable(f"{told[0].code}: {told[0].sentence}")[:MESSAGE]
+        _properties(case, [(f"{finding.code}.{key}", value) for finding in failed for key, value in finding.figures.items()])
+        child = ET.SubElement(case, "failure" if failed else "skipped", message=message, type=told[0].code)
+        child.text = "\n".join(paragraph(text))
+    return case
+
+
+def _facts(predicate: dict[str, object]) -> list[tuple[str, object]]:
+    names = ("verdict", "level", "reason", "criterion", "output_dtype", "command")
+    adapters = predicate["adapters"]
+    assert isinstance(adapters, list)
+    return [(name, predicate[name]) for name in names] + [(f"adapter:{adapter['name']}", adapter["digest"]) for adapter in adapters]
+
+
+def _properties(parent: ET.Element, facts: list[tuple[str, object]]) -> None:
+    if facts:
+        properties = ET.SubElement(parent, "properties")
+        for name, value in facts:
+            ET.SubElement(properties, "property", name=printable(name), value=printable(str(value)))

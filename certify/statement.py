@@ -1,0 +1,105 @@
+"""The certificate as an in-toto Statement: what was judged, by digest, and what was found. JSON data only."""
+
+import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from certify.command import words
+from certify.finding import Finding, Outcome
+from certify.inputs.checkpoint import Checkpoint
+from certify.inputs.folder import folder_digest, regular_files, sha256
+from certify.verdict import NOT_JUDGED, TITLES, Verdict
+
+if TYPE_CHECKING:
+    from certify.examination import Examination
+
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "https://mergegate.dev/certificate/v1"
+FAILURES_MAX = 1000  # failures written out; `failures_total` counts all
+WORST = 20
+PACKAGES = ("mergegate", "torch", "peft", "transformers")
+
+
+def statement(examination: "Examination", findings: Sequence[Finding], verdict: Verdict, reason: str, run: int) -> dict[str, Any]:
+    """The whole statement. Every file of the merged directory is read once more for its sha256."""
+    request, failed = examination.request, [finding for finding in findings if finding.outcome is not Outcome.PASSED]
+    names = regular_files(request.merged)
+    return {
+        "_type": STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": sha256(request.merged / name)}} for name in names],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "verdict": verdict.value,
+            "level": request.level,
+            "reason": reason,
+            "criterion": request.criterion,
+            "output_dtype": request.output_dtype,
+            "base": _directory(examination.base),
+            "adapters": _adapters(examination),
+            "merged": _directory(examination.merged),
+            "checks": {code: {"title": title} | _counts(code, findings) for code, title in TITLES.items()},
+            "not_judged": [{"code": code, "title": title, "sentence": sentence} for code, title, sentence in NOT_JUDGED],
+            "coverage": {"expected": examination.expected, "run": run},
+            "tensors": _tensors(examination),
+            "failures": [asdict(finding) for finding in failed[:FAILURES_MAX]],
+            "failures_total": len(failed),
+            "worst": _worst(findings),
+            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            "command": shlex.join(["lora-certify", "run", *words(request)]),
+        },
+    }
+
+
+def _directory(checkpoint: Checkpoint) -> dict[str, Any]:
+    names = regular_files(checkpoint.directory)
+    size = sum((checkpoint.directory / name).stat().st_size for name in names)
+    return {"name": checkpoint.directory.resolve().name, "files": len(names), "bytes": size}
+
+
+def _adapters(examination: "Examination") -> list[dict[str, Any]]:
+    counts = (*examination.ledger.consumed, *(0 for _ in examination.adapters))
+    return [
+        {
+            "name": adapter.directory.resolve().name,
+            "digest": folder_digest(adapter.directory),
+            "weight": weight,
+            "claimed": not examination.request.adapters,
+            "tensors": len(adapter.tensors),
+            "consumed": consumed,
+        }
+        for adapter, weight, consumed in zip(examination.adapters, examination.weights, counts, strict=False)
+    ]
+
+
+def _counts(code: str, findings: Sequence[Finding]) -> dict[str, int]:
+    outcomes = [finding.outcome for finding in findings if finding.code == code]
+    return {outcome.name.lower(): outcomes.count(outcome) for outcome in Outcome}
+
+
+def _tensors(examination: "Examination") -> dict[str, int]:
+    """How many tensors of each kind there are; what is missing or extra is counted there alone."""
+    base, merged = {*examination.base.tensors, *examination.base.weight_map}, set(examination.merged.tensors)
+    touched, replaced = examination.ledger.parts.keys() & base & merged, examination.ledger.replaced.keys() & base & merged
+    return {
+        "untouched": len((base & merged) - touched - replaced),
+        "merged": len(touched),
+        "replaced": len(replaced - touched),
+        "missing": len(base - merged),
+        "extra": len(merged - base),
+    }
+
+
+def _worst(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    judged = [finding for finding in findings if finding.code == "C4" and "ratio" in finding.figures]
+    judged.sort(key=lambda finding: (-float(finding.figures["ratio"] or 0), finding.subject))
+    return [{"subject": f.subject, "ratio": f.figures["ratio"], "retention": f.figures["retention"]} for f in judged[:WORST]]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
