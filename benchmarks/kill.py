@@ -15,8 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import shaped
-
+SHAPED = str(Path(__file__).with_name("shaped.py"))
 KILLED = """
 import os, signal, sys
 from merge import sink
@@ -53,7 +52,8 @@ def main() -> int:
     options = parser.parse_args()
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="mergegate-kill-") as room:
-        base, adapter = shaped.make(Path(room), layers=6, hidden=512, intermediate=1536)
+        subprocess.run([sys.executable, SHAPED, room, "6", "512", "1536"], check=True)
+        base, adapter = Path(room) / "base", Path(room) / "adapter"
         command = ["run", f"--base={base}", f"--adapter={adapter}", "--quiet", "--workers=1"]
         whole = Path(room) / "whole"
         subprocess.run([sys.executable, "-m", "merge", *command, f"--out={whole}"], check=True)

@@ -70,7 +70,9 @@ def main() -> int:
             merged, report = Path(room) / dtype, Path(room) / f"report-{dtype}"
             common = [f"--base={base}", f"--adapter={adapter}", f"--output-dtype={dtype}"]
             subprocess.run([sys.executable, "-m", "merge", "run", *common, f"--out={merged}"], check=True)
-            judged = subprocess.run([sys.executable, "-m", "certify", "run", *common, f"--merged={merged}", f"--report={report}"], check=False)
+            judged = subprocess.run(
+                [sys.executable, "-m", "certify", "run", *common, f"--merged={merged}", f"--report={report}"], check=False
+            )
             codes.append(judged.returncode)
             predicate = json.loads((report / "certificate.json").read_text())["predicate"]
             print(f"\n{dtype}: {predicate['verdict']}  {predicate['reason']}")

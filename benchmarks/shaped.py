@@ -1,7 +1,12 @@
-"""A Llama-shaped bf16 checkpoint of any size and a LoRA adapter on all its linears, written shard by shard: what the benchmarks merge."""
+"""A Llama-shaped bf16 checkpoint of any size and a LoRA adapter on all its linears: what the benchmarks merge.
+
+`python benchmarks/shaped.py FOLDER LAYERS HIDDEN INTERMEDIATE` writes FOLDER/base, shard by shard, and FOLDER/adapter. A process of its
+own, since a child's peak memory as the kernel reports it begins with its parent's.
+"""
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -75,3 +80,7 @@ def _write_adapter(adapter: Path, shapes: dict[str, tuple[int, ...]], seed: int)
         "bias": "none",
     }
     (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), layers=int(sys.argv[2]), hidden=int(sys.argv[3]), intermediate=int(sys.argv[4]))

@@ -3,13 +3,15 @@
 0 CERTIFIED · 1 REJECTED · 3 ERROR, the gate itself failed · 4 usage · 10 INCOMPLETE
 """
 
+import os
 import sys
-from pathlib import Path
 
-# `python -m` puts the working directory first, which may be a checkpoint; only the package's own parent may stand there.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path.cwd() or Path.cwd() == Path(__file__).resolve().parents[1]]
+# `python -m` puts the working directory first, which may be a checkpoint: nothing more is imported from there, unless it is our checkout.
+if os.getcwd() != __file__.rsplit(os.sep, 2)[0]:  # noqa: PTH109
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]  # noqa: PTH109
 
 import traceback
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer

@@ -99,10 +99,12 @@ def bound(base: Tensor, deltas: Sequence[Delta], stored: torch.dtype, criterion:
 
 
 def half_ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Half the spacing of `dtype` around each value, float64."""
+    """Half the spacing of `dtype` around each value, in the value's own precision."""
     finfo = torch.finfo(dtype)
-    _, exponent = torch.frexp(value.abs().clamp(min=finfo.smallest_normal))
-    return torch.ldexp(torch.full_like(value, finfo.eps / 4, dtype=torch.float64), exponent)  # frexp: value = m·2^exponent, m in [½, 1)
+    size = value.abs().clamp(min=finfo.smallest_normal)
+    bits, exponent = (torch.int64, 0x7FF0 << 48) if size.dtype == torch.float64 else (torch.int32, 0x7F80 << 16)
+    below = (size.view(bits) & exponent).view(size.dtype)  # the exponent bits alone: the power of two below
+    return below.mul_(finfo.eps / 2).clamp_(min=torch.finfo(size.dtype).smallest_normal * torch.finfo(size.dtype).eps)  # never zero
 
 
 def _nearest(value: Tensor, dtype: torch.dtype) -> Tensor:

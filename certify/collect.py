@@ -24,6 +24,7 @@ from certify.request import Request
 if TYPE_CHECKING:  # imports torch, which takes seconds
     from certify.examination import Examination
 
+FILES = "files"  # the group of the checkpoint's files
 ACCOUNTS = "adapter"  # the item that asks whether every adapter tensor was consumed
 EVIDENCE = "certify"  # the user property in which findings travel from the process that examined to the one that tells
 SPOKEN = 25  # failures told in full; the others in one line, since nobody reads a thousand
@@ -42,7 +43,7 @@ class Question:
         return only is None or fnmatchcase(self.subject, only)
 
 
-class Unsound(Exception):
+class UnsoundError(Exception):
     """A subject failed a check; the findings say how."""
 
 
@@ -98,7 +99,7 @@ class Subject(pytest.Item):
         for finding in failed:
             self.user_properties += [(f"{finding.code}.{name}", printable(str(value))) for name, value in finding.figures.items()]
         if failed:
-            raise Unsound(failed)
+            raise UnsoundError(failed)
         for finding in findings:
             if finding.outcome is Outcome.NOT_INTERPRETED:
                 pytest.skip(" ".join(paragraph(f"{finding.code}: {finding.sentence}")))
@@ -110,7 +111,7 @@ class Subject(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:  # noqa: ARG002
         """The findings' own sentences and the command that asks again; of a crash, where it happened."""
         again = f"Again: {repeat(self._request, self.question.subject)}"
-        if not isinstance(excinfo.value, Unsound):
+        if not isinstance(excinfo.value, UnsoundError):
             trace = "".join(traceback.format_exception(excinfo.value)[-8:])
             return "\n".join([f"The gate itself failed on {self.name}. This says nothing about the checkpoint.", *paragraph(trace), again])
         lines = [line for finding in excinfo.value.args[0] for line in paragraph(f"{finding.code}  {finding.sentence}")]

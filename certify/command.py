@@ -1,6 +1,7 @@
-"""A question as words of a command line, always in the form --option=value: a bare path is one that pytest would look for its configuration."""
+"""A question as words of a command line, always --option=value: near a bare path pytest would look for its configuration."""
 
 import shlex
+from dataclasses import replace
 from glob import escape
 
 from certify.request import Request
@@ -19,4 +20,4 @@ def words(request: Request) -> list[str]:
 
 def repeat(request: Request, subject: str) -> str:
     """The command that asks the same about one subject only."""
-    return shlex.join(["lora-certify", "run", *(word for word in words(request) if not word.startswith("--only=")), f"--only={escape(subject)}"])
+    return shlex.join(["lora-certify", "run", *words(replace(request, only=escape(subject)))])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from certify import report as reports
-from certify.collect import ACCOUNTS, EVIDENCE, Subject, Suite
+from certify.collect import ACCOUNTS, EVIDENCE, FILES, Subject, Suite
 from certify.errors import UsageError
 from certify.finding import Finding, Outcome
 from certify.report import summary
@@ -23,8 +23,6 @@ from certify.report.text import identifier
 from certify.request import Request
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
-    from xdist.scheduler.protocol import Scheduling
-
     from certify.examination import Examination
     from certify.verdict import Certificate
 
@@ -44,6 +42,7 @@ class Gate:
         self.findings: dict[tuple[str, str], list[Finding]] = {}  # by (group, subject)
         self.crashed: str | None = None
         self.left: Counter[str] = Counter()  # subjects not yet seen, by group
+        self.total: dict[str, int] = {}
         self.failed: Counter[str] = Counter()
 
     @pytest.hookimpl(tryfirst=True)
@@ -58,7 +57,8 @@ class Gate:
         except (UsageError, OSError) as error:
             raise pytest.UsageError(f"certify: {error}") from error
         self.left.update(identifier(shard) for shard, _ in self.examination.tensors)
-        self.left["files"] = len(self.examination.files)
+        self.left[FILES] = len(self.examination.files)
+        self.total = dict(self.left)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pycollect_makemodule(self, module_path: Path, parent: pytest.Collector) -> Suite | None:
@@ -98,12 +98,12 @@ class Gate:
         if evidence and report.when == "call":
             self._take(json.loads(evidence[0]))
         elif report.failed and not evidence and _ours(report.nodeid):
-            self.crashed = self.crashed or f"{report.nodeid.rpartition('::')[2]}: {str(report.longrepr).strip().splitlines()[-1]}"
+            self.crashed = self.crashed or f"{report.nodeid.rpartition('::')[2]}: {_last_line(report)}"
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A collector of ours that fails is a failure of the gate: damaged input is found by C1, not by pytest."""
         if report.failed and _ours(report.nodeid):
-            self.crashed = self.crashed or f"{report.nodeid}: {str(report.longrepr).strip().splitlines()[-1]}"
+            self.crashed = self.crashed or f"{report.nodeid}: {_last_line(report)}"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
@@ -113,9 +113,9 @@ class Gate:
         return None
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> "Scheduling":
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         """A whole shard to one worker, so that it is read once."""
-        from xdist.scheduler import LoadScopeScheduling
+        from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
         return LoadScopeScheduling(config, log)
 
@@ -163,9 +163,15 @@ class Gate:
         if reporter is not None and self.left[group] == 0 and group != ACCOUNTS:
             reporter.ensure_newline()
             sign, colour = ("✗", "red") if self.failed[group] else ("✓", "green")
-            told = f"   {self.failed[group]:,} failed" if self.failed[group] else ""
-            reporter.write_line(f"  {sign} {group}{told}", **{colour: True})
+            told = f", {self.failed[group]:,} failed" if self.failed[group] else ""
+            name = "" if group == FILES else f"{group}   "
+            kind = "files" if group == FILES else "tensors"
+            reporter.write_line(f"  {sign} {name}{self.total[group]:,} {kind}{told}", **{colour: True})
 
 
 def _ours(nodeid: str) -> bool:
     return nodeid.partition("::")[0].rpartition("/")[2] in SUITES
+
+
+def _last_line(report: pytest.TestReport | pytest.CollectReport) -> str:
+    return str(report.longrepr).strip().rpartition("\n")[2]

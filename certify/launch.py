@@ -16,14 +16,14 @@ from pathlib import Path
 from types import FrameType
 
 PACKAGE = Path(__file__).resolve().parent
-ERROR = 3  # exit code: the gate itself failed
+ERROR, INCOMPLETE = 3, 10  # exit codes: the gate itself failed; it was interrupted
 VERDICTS = (0, 1, 3, 4, 10)  # exit codes that mean something; any other is an ERROR
 PLUGIN = "certify.plugin"
 
 
 def arguments(options: Sequence[str]) -> list[str]:
     """pytest's command line for the gate's own options, each in the form --option=value."""
-    own = ["-c", str(PACKAGE / "pytest.ini"), "--rootdir", str(PACKAGE), "--noconftest", "-p", PLUGIN]
+    own = ["-c", str(PACKAGE / "pytest.ini"), "--rootdir", str(PACKAGE), "--noconftest", "-p", PLUGIN, "-q"]
     return [*own, str(PACKAGE), *options]
 
 
@@ -73,7 +73,10 @@ def inside(words: list[str]) -> int:
     try:
         import pytest
 
-        return int(pytest.main(words))
+        code = int(pytest.main(words))
+        return INCOMPLETE if code == pytest.ExitCode.INTERRUPTED else code
+    except KeyboardInterrupt:
+        return INCOMPLETE
     except BaseException:
         traceback.print_exc()
         return ERROR

@@ -20,7 +20,9 @@ UNBUILT = {
     "--base-digest": "the digest that the base must have",
     "--device": "where to compute",
 }
-ASK = "Ask about a checkpoint:\n  pytest certify/ --base=DIR --adapter=DIR --merged=DIR\n  lora-certify run --base=DIR --adapter=DIR --merged=DIR"
+ASK = """Ask about a checkpoint:
+  pytest certify/ --base=DIR --adapter=DIR --merged=DIR
+  lora-certify run --base=DIR --adapter=DIR --merged=DIR"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -124,4 +126,3 @@ def _refuse_foreign_configuration(config: pytest.Config, request: Request) -> No
         f"certify: {cause} A verdict from this process would mean nothing.\nThese forms are safe in any order and place:\n"
         f"  {shlex.join(['lora-certify', 'run', *words(request)])}\n  {shlex.join(['pytest', str(PACKAGE), *words(request)])}"
     )
-

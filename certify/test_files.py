@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from functools import partial
 
-from certify.collect import Question
+from certify.collect import FILES, Question
 from certify.examination import Examination
 
 
 def questions(examination: Examination) -> Iterator[Question]:
     """What is asked about files."""
     for name in examination.files:
-        yield Question("files", name, partial(examination.examine_file, name))
+        yield Question(FILES, name, partial(examination.examine_file, name))

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -75,10 +74,13 @@ def decide(findings: Sequence[Finding], *, run: int, expected: int, only: str | 
 
 def grouped(names: Iterable[str]) -> str:
     """Tensor names, layer by layer: `model.layers.61.* ×32, lm_head.weight`."""
-    groups = Counter(_layer(name) for name in names)
-    shown = [f"{group} ×{count}" if group.endswith("*") else group for group, count in groups.most_common(GROUPS_SHOWN)]
-    rest = sum(count for _, count in groups.most_common()[GROUPS_SHOWN:])
-    return ", ".join(shown) + (f" and {rest:,} more in {len(groups) - GROUPS_SHOWN} groups" if rest else "")
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_layer(name), []).append(name)
+    largest = sorted(groups.items(), key=lambda group: -len(group[1]))
+    shown = [f"{layer} ×{len(members)}" if len(members) > 1 else members[0] for layer, members in largest[:GROUPS_SHOWN]]
+    rest = sum(len(members) for _, members in largest[GROUPS_SHOWN:])
+    return ", ".join(shown) + (f" and {rest:,} more" if rest else "")
 
 
 def _layer(name: str) -> str:
@@ -93,8 +95,8 @@ def _rejection(failed: Sequence[Finding]) -> str:
     for sentence, chosen in _kinds(failed).items():
         if chosen:
             subjects = list(dict.fromkeys(finding.subject for finding in chosen))
-            detail = f" ({chosen[0].sentence})" if len(subjects) == 1 and chosen[0].sentence else ""
-            number = {"s": "s", "are": "are"} if len(subjects) > 1 else {"s": "", "are": "is"}
+            number = {"s": "s", "are": "are", "differ": "differ"} if len(subjects) > 1 else {"s": "", "are": "is", "differ": "differs"}
+            detail = f" ({'the first: ' if len(subjects) > 1 else ''}{chosen[0].sentence})" if "missing" not in sentence else ""
             parts.append(f"{len(subjects):,} {sentence.format(**number)}: {grouped(subjects)}{detail}")
     merged = [finding for finding in failed if finding.code == "C4"]
     other = {finding.figures.get("passes_under") for finding in merged}
@@ -109,12 +111,14 @@ def _kinds(failed: Sequence[Finding]) -> dict[str, list[Finding]]:
         return [f for f in failed if f.code == code and (not problems or f.figures.get("problem") in problems)]
 
     off = [finding for finding in chosen("C4") if "beyond" in finding.figures]
+    lost = [finding for finding in chosen("C3") + chosen("C4") if finding.figures.get("unreadable")]
     return {
         "tensor{s} of the base {are} missing": chosen("C2", "missing"),
         "merged tensor{s} {are} wrong": off,
-        "untouched tensor{s} differ from the base": chosen("C3"),
+        "untouched tensor{s} {differ} from the base": [finding for finding in chosen("C3") if finding not in lost],
+        "tensor{s} cannot be read": lost,
         "tensor{s} {are} not of the base": chosen("C2", "extra"),
         "tensor{s} of another shape or dtype": chosen("C2", "shape", "dtype"),
         "file{s} {are} unsound or stray": chosen("C1"),
-        "fault{s} in the adapter's accounts": [finding for finding in chosen("C4") if finding not in off],
+        "fault{s} in the adapter's accounts": [finding for finding in chosen("C4") if finding not in off + lost],
     }

@@ -23,7 +23,7 @@ def untouched(subject: str, base: Stored, merged: Stored) -> Finding:
         else:
             return Finding(CODE, subject, Outcome.NOT_INTERPRETED, f"{base.dtype} stored as {merged.dtype} is not interpreted")
     except DamagedError as error:
-        return Finding(CODE, subject, Outcome.FAILED, str(error))
+        return Finding(CODE, subject, Outcome.FAILED, str(error), {"unreadable": True})
     if not differing:
         return Finding(CODE, subject, Outcome.PASSED)
     total = merged.entry.stop - merged.entry.start if what == "bytes" else merged.entry.elements

@@ -38,7 +38,7 @@ def merged_tensor(subject: str, base: Stored, merged: Stored, parts: Sequence[Pa
         looser = (other for other in CRITERIA if other != criterion and _accepts(base, merged, deltas, other))
         figures["passes_under"] = next(looser, None)
     except DamagedError as error:
-        return Finding(CODE, subject, Outcome.FAILED, str(error))
+        return Finding(CODE, subject, Outcome.FAILED, str(error), {"unreadable": True})
     return Finding(CODE, subject, Outcome.FAILED, tally.sentence(parts), figures)
 
 
@@ -51,7 +51,7 @@ def replaced_tensor(subject: str, merged: Stored, source: AdapterTensor) -> Find
             ours = expected[number * BLOCK :][: theirs.numel()]
             differing += int(((ours != theirs) | ~torch.isfinite(theirs)).sum())
     except DamagedError as error:
-        return Finding(CODE, subject, Outcome.FAILED, str(error))
+        return Finding(CODE, subject, Outcome.FAILED, str(error), {"unreadable": True})
     figures: dict[str, Figure] = {"elements": merged.entry.elements, "beyond": differing, "replaced": True}
     if not differing:
         return Finding(CODE, subject, Outcome.PASSED, figures=figures)
@@ -65,7 +65,7 @@ class Tally:
 
     beyond     elements outside their interval        ratio  largest |M − v| / (½ ulp + e) seen; 1 is what one rounding may use
     along      ⟨M − W, Δ⟩        energy  ⟨Δ, Δ⟩        retention = along / energy: the share of Δ that is in the stored weights
-    worst      the element with the largest ratio of those beyond: index, stored value, allowed interval
+    worst      the element farthest from v of those beyond: index, stored value, allowed interval
     """
 
     shape: tuple[int, ...]
@@ -75,23 +75,26 @@ class Tally:
     along: float = 0.0
     energy: float = 0.0
     worst: dict[str, Figure] = field(default_factory=dict)
-    _worst_ratio: float = -1.0
+    _farthest: float = -1.0
 
     def judge(self, row: int, base: Tensor, merged: Tensor, deltas: Sequence[Delta], criterion: str) -> None:
-        """One block of rows. A float32 merge of our own is one of the right ones: where it gives the stored values, that is enough."""
+        """One block of rows. A float32 merge of our own is one of the right ones: rows where it gives the stored values are right."""
         delta = deltas[0].value() if len(deltas) == 1 else torch.stack([d.value() for d in deltas]).sum(0)
         W, M = base.float(), merged.float()
         own = W + delta
-        self.along += float(torch.dot((M - W).view(-1).double(), delta.view(-1).double()))
-        self.energy += float(delta.double().square().sum())
+        self.along += float(torch.dot((M - W).view(-1), delta.view(-1)))
+        self.energy += float(torch.dot(delta.view(-1), delta.view(-1)))
         self.changed += int((M != W).sum())
-        if bool(((own.to(merged.dtype) == merged) & torch.isfinite(merged)).all()):
-            error, allowed = (M - own).abs(), half_ulp(own, merged.dtype)  # e is left out: it only makes the ratio smaller
-            self.ratio = max(self.ratio, float((error / allowed).max())) if error.numel() else self.ratio
-            return
-        self._examine(row, merged, bound(base, deltas, merged.dtype, criterion))
+        same = ((own.to(merged.dtype) == merged) & torch.isfinite(merged)).all(dim=1)
+        used = (M - own).abs_().div_(half_ulp(own, merged.dtype)).amax(dim=1)  # e is left out: it only makes the ratio smaller
+        self.ratio = max(self.ratio, float(used[same].max()) if bool(same.any()) else 0.0)
+        if not bool(same.all()):
+            rows = (~same).nonzero().view(-1)
+            chosen = [Delta(d.left[rows], d.right, d.scaling, d.dtype) for d in deltas]
+            self._examine(rows + row, merged[rows], bound(base[rows], chosen, merged.dtype, criterion))
 
-    def _examine(self, row: int, merged: Tensor, right: Bound) -> None:
+    def _examine(self, rows: Tensor, merged: Tensor, right: Bound) -> None:
+        """The rows (their numbers in the tensor) that need the interval itself."""
         M = merged.double()
         outside = ~right.holds(M)
         ratio = ((M - right.exact).abs() / (half_ulp(right.exact, merged.dtype) + right.slack)).nan_to_num(RATIO_MAX, RATIO_MAX)
@@ -100,24 +103,25 @@ class Tally:
         if not count:
             return
         self.beyond += count
-        place = int(torch.where(outside, ratio, -1.0).argmax())
-        if float(ratio.view(-1)[place]) > self._worst_ratio:
-            self._worst_ratio = float(ratio.view(-1)[place])
+        distance = torch.where(outside, (M - right.exact).abs().nan_to_num(torch.inf, torch.inf), -1.0)
+        place = int(distance.argmax())
+        if float(distance.view(-1)[place]) > self._farthest:
+            self._farthest = float(distance.view(-1)[place])
             at = divmod(place, M.shape[1])
             low, high = right.intervals[0]
-            self.worst = {"worst_index": f"[{row + at[0]}, {at[1]}]", "worst_value": _json(M[at])}
+            self.worst = {"worst_index": f"[{int(rows[at[0]])}, {at[1]}]", "worst_value": _json(M[at])}
             self.worst |= {"worst_low": _json(low[at]), "worst_high": _json(high[at])}
 
     @property
     def retention(self) -> float | None:
-        return self.along / self.energy if self.energy > 0 else None
+        kept = self.along / self.energy if self.energy > 0 else math.nan
+        return kept if math.isfinite(kept) else None
 
     def figures(self) -> dict[str, Figure]:
         rows, columns = self.shape
-        kept = self.retention if self.retention is not None and math.isfinite(self.retention) else None
         norm = self.energy**0.5 if math.isfinite(self.energy) else None
         return {"elements": rows * columns, "beyond": self.beyond, "changed": self.changed, "ratio": self.ratio,
-                "retention": kept, "delta_norm": norm, **self.worst}  # fmt: skip
+                "retention": self.retention, "delta_norm": norm, **self.worst}  # fmt: skip
 
     def sentence(self, parts: Sequence[Part]) -> str:
         """What was found at the worst element, what was allowed, and what it looks like."""
@@ -140,10 +144,10 @@ def _likely(tally: Tally, parts: Sequence[Part]) -> str:
     c, root = tally.retention or 0.0, parts[0].rank ** 0.5
     if not tally.changed:
         return "equal to the base: never merged"
-    causes = {1.0: "the right delta in most elements", 2.0: "as if merged twice", -1.0: "as if subtracted"}
-    causes |= {root: "as if α/√r were used for α/r", 1 / root: "as if α/r were used for α/√r"} if root > 1 else {}
-    near = [cause for value, cause in causes.items() if abs(c - value) <= 0.03 * abs(value)]
-    return near[0] if near else "another delta: wrong tensor, orientation or scaling"
+    causes = [(1.0, "the right delta in most elements"), (2.0, "as if merged twice"), (-1.0, "as if subtracted")]
+    causes += [(root, "as if α/√r were used for α/r"), (1 / root, "as if α/r were used for α/√r")] if root > 1 else []
+    near = [cause for value, cause in causes if abs(c - value) <= 0.03 * abs(value)]
+    return " or ".join(near) if near else "another delta: wrong tensor, orientation or scaling"
 
 
 def _factors(part: Part) -> Delta:

@@ -1,4 +1,4 @@
-"""index.html: the page that a reviewer reads and signs. One file without scripts, fonts or links to elsewhere; made from certificate.json alone."""
+"""index.html: the page that a reviewer reads and signs. One file, no scripts, no links to elsewhere, made from certificate.json alone."""
 
 from pathlib import Path
 from typing import Any
@@ -15,4 +15,6 @@ def render(statement: dict[str, Any], exit_code: int) -> str:
     """The page about one certificate (an in-toto statement)."""
     room = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     room.filters |= {"printable": printable, "figure": figure, "human": human, "paragraph": paragraph}
-    return room.get_template("index.html").render(**statement["predicate"], subject=statement["subject"], exit_code=exit_code, shown=SHOWN)
+    facts = statement["predicate"] | {"subject": statement["subject"], "exit_code": exit_code, "shown": SHOWN}
+    facts["checks"] = dict(sorted(facts["checks"].items(), key=lambda entry: int(entry[0][1:])))  # C2 before C10
+    return room.get_template("index.html").render(facts)

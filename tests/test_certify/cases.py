@@ -106,6 +106,8 @@ def model_of(family: str) -> Any:
             config = t.Qwen2Config(**small, num_key_value_heads=2, tie_word_embeddings=True, architectures=["Qwen2ForCausalLM"])
         case "gpt2":
             config = t.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=32, architectures=["GPT2LMHeadModel"])
+        case "mixtral":
+            config = t.MixtralConfig(**small, num_key_value_heads=2, num_local_experts=4, architectures=["MixtralForCausalLM"])
         case _:
             config = t.DeepseekV3Config(
                 **small | {"num_hidden_layers": 3}, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4, n_shared_experts=1,
@@ -172,7 +174,7 @@ def expected_deltas(case: Case, *, conv: bool = False) -> None:
             case.replaced[path] = A
 
 
-def colossal_adapter(base: Path, directory: Path) -> None:
+def colossal_adapter(base: Path, directory: Path, targets: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")) -> None:
     """As ColossalAI writes it: adapter_model.bin, disk names, every dense, shared and routed expert, never the MTP layer."""
     import peft
 
@@ -180,13 +182,12 @@ def colossal_adapter(base: Path, directory: Path) -> None:
     torch.manual_seed(5)
     tensors = {}
     for key, W in sorted((key, tensor) for shard in read(base).values() for key, tensor in shard.items()):
-        if key.endswith(("gate_proj.weight", "up_proj.weight", "down_proj.weight")) and "layers.3." not in key:
+        if key.endswith(tuple(f".{target}.weight" for target in targets)) and "layers.3." not in key:
             path = f"base_model.model.{key.removesuffix('.weight')}"
             tensors[f"{path}.lora_A.weight"] = (torch.randn(4, W.shape[1]) * 0.1).bfloat16()
             tensors[f"{path}.lora_B.weight"] = (torch.randn(W.shape[0], 4) * 0.1).bfloat16()
     torch.save(tensors, directory / "adapter_model.bin")
-    targets = ["gate_proj", "up_proj", "down_proj"]
-    peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM").save_pretrained(directory)
+    peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(targets), task_type="CAUSAL_LM").save_pretrained(directory)
 
 
 def build(name: str, root: Path) -> Case:
@@ -206,6 +207,8 @@ def build(name: str, root: Path) -> Case:
             peft_adapter(model, case.adapter, target_modules=["q_proj", "v_proj", "gate_proj"])
         case "gpt2", _:
             peft_adapter(model, case.adapter, target_modules=["c_proj", "c_attn"], fan_in_fan_out=True)
+        case "mixtral", _:
+            colossal_adapter(case.base, case.adapter, ("q_proj", "w1", "w3"))
         case _, "attention":
             peft_adapter(model, case.adapter, target_modules=["q_a_proj", "kv_b_proj", "o_proj"])
         case _:

@@ -1,0 +1,70 @@
+"""What the tests share: proxies with their adapters, made once per session, offline."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import transformers
+
+from merge.proxies import make_adapter, make_checkpoint
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base and an adapter for it, side by side; neither may be changed."""
+
+    base: Path
+    adapter: Path
+
+
+def _pair(room: Path, family: str, *, layers: int | None = None, style: str = "peft") -> Pair:
+    base = room / "base"
+    if not base.exists():
+        make_checkpoint(family, base, layers=layers)
+    return Pair(base, make_adapter(base, room / style, style=style))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return _pair(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return _pair(tmp_path_factory.mktemp("qwen2"), "qwen2")
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return _pair(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+@pytest.fixture(scope="session")
+def deepseek(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Three layers and the MTP layer; the adapter is on attention."""
+    return _pair(tmp_path_factory.mktemp("deepseek"), "deepseek-v3")
+
+
+@pytest.fixture(scope="session")
+def deep_room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("deepseek-61")
+
+
+@pytest.fixture(scope="session")
+def deep(deep_room: Path) -> Pair:
+    """61 layers and the MTP layer, which transformers drops without a word; the adapter is on attention."""
+    return _pair(deep_room, "deepseek-v3", layers=61)
+
+
+@pytest.fixture(scope="session")
+def deep_experts(deep_room: Path) -> Pair:
+    """The same base; a ColossalAI-style adapter on every dense, shared and routed expert."""
+    return _pair(deep_room, "deepseek-v3", layers=61, style="colossalai")
