@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # imports torch, which takes seconds
 
 SUITES = ("test_files.py", "test_tensors.py")
 USAGE, ERROR, INCOMPLETE = 4, 3, 10  # process exit codes
-ENDED = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR)
 
 
 class Gate:
@@ -124,11 +123,14 @@ class Gate:
         """Judge, write, and decide what the process ends with. Nothing that goes wrong here may look like a verdict."""
         if self.worker or session.exitstatus == USAGE:
             return
+        before = int(session.exitstatus)
         try:
-            session.exitstatus = self._conclude(int(session.exitstatus))
+            session.exitstatus = self._conclude(before)
         except Exception:
-            traceback.print_exc(file=sys.stderr)
-            session.exitstatus = ERROR
+            interrupted = before == pytest.ExitCode.INTERRUPTED and self.crashed is None  # perhaps halfway through an import
+            session.exitstatus = INCOMPLETE if interrupted else ERROR
+            if not interrupted:
+                traceback.print_exc(file=sys.stderr)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The certificate for the person at the terminal."""

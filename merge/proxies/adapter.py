@@ -64,6 +64,7 @@ def _train(base: Path, out: Path, steps: int, seed: int) -> None:
         _refuse_faint(trained)
         trained.peft_config["default"].base_model_name_or_path = base.name  # no path of this machine in the file
         trained.save_pretrained(out, save_embedding_layers=False)
+    (out / "README.md").unlink()  # PEFT's card lists its tags in the order of a set: other bytes every time
 
 
 @contextmanager

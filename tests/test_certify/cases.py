@@ -110,8 +110,8 @@ def model_of(family: str) -> Any:
             config = t.MixtralConfig(**small, num_key_value_heads=2, num_local_experts=4, architectures=["MixtralForCausalLM"])
         case _:
             config = t.DeepseekV3Config(
-                **small | {"num_hidden_layers": 3}, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4, n_shared_experts=1,
-                num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+                **small | {"num_hidden_layers": 3}, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4,
+                n_shared_experts=1, num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
                 qk_nope_head_dim=8, v_head_dim=8, num_nextn_predict_layers=1, architectures=["DeepseekV3ForCausalLM"],
             )  # fmt: skip
     with warnings.catch_warnings():
