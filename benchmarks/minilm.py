@@ -62,7 +62,7 @@ def embed(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerBas
 
 def main() -> int:
     """The worst exit code of the two judgements."""
-    base, codes = model_folder(), []
+    base, codes, shown = model_folder(), [], []
     with tempfile.TemporaryDirectory(prefix="mergegate-minilm-") as room:
         adapter = Path(room) / "adapter"
         fine_tune(base, adapter)
@@ -75,10 +75,14 @@ def main() -> int:
             )
             codes.append(judged.returncode)
             predicate = json.loads((report / "certificate.json").read_text())["predicate"]
-            print(f"\n{dtype}: {predicate['verdict']}  {predicate['reason']}")
-            print("tensors", predicate["tensors"], "coverage", predicate["coverage"])
-            for row in predicate["worst"][:5]:
-                print(f"  {row}")
+            shown.append((dtype, predicate))
+    for dtype, predicate in shown:
+        kept = sorted(row["retention"] for row in predicate["worst"])
+        tensors = predicate["tensors"]
+        print(f"\n{dtype}: {predicate['verdict']}({predicate['level']})  {predicate['reason']}")
+        print(f"  keys       {sum(tensors.values()) - tensors['missing'] - tensors['extra']} kept, {tensors['missing']} missing")
+        print(f"  error      at most {max(row['ratio'] for row in predicate['worst']):.3f} of the bound")
+        print(f"  retention  {kept[0]:.6f} … {kept[-1]:.6f} over the {len(kept)} tensors with the largest errors")
     return max(codes)
 
 

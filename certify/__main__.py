@@ -19,7 +19,7 @@ import typer
 from certify import launch
 from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES
 
-ERROR, USAGE = 3, 4
+ERROR, USAGE, INCOMPLETE = 3, 4, 10
 app = typer.Typer(
     name="lora-certify",
     no_args_is_help=True,
@@ -102,11 +102,13 @@ def _usage(message: str) -> NoReturn:
 
 
 def main() -> None:
-    """The process. typer ends a wrong command line with 2, Python an unforeseen error with 1; here these are 4 and 3."""
+    """The process. A wrong command line, an interrupt and an unforeseen error end with this program's codes, not typer's or Python's."""
     try:
         app()
     except SystemExit as end:
-        sys.exit(USAGE if end.code == 2 else end.code)
+        sys.exit({2: USAGE, 130: INCOMPLETE}.get(end.code, end.code) if isinstance(end.code, int) else end.code)
+    except KeyboardInterrupt:
+        sys.exit(INCOMPLETE)
     except Exception:
         traceback.print_exc()
         sys.exit(ERROR)

@@ -45,6 +45,8 @@ def run(options: Sequence[str], judged: Sequence[Path]) -> int:
         command = [sys.executable, "-P", "-m", "certify.launch", *arguments(options)]
         with subprocess.Popen(command, cwd=empty, env=environment(os.environ, judged)) as process:
             code = _wait(process)
+    if code == -signal.SIGINT:
+        return INCOMPLETE
     if code not in VERDICTS:
         sys.stderr.write(f"certify: the judging process ended with {code} and without a verdict.\n")
         return ERROR
@@ -52,20 +54,17 @@ def run(options: Sequence[str], judged: Sequence[Path]) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code. SIGTERM is handed on as an interrupt; SIGINT reaches the child by itself, which then says INCOMPLETE."""
+    """The exit code. A terminal's SIGINT reaches the child by itself, which then says INCOMPLETE; SIGTERM is handed on as the same."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         process.send_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                continue
+        return process.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
 
 
 def inside(words: list[str]) -> int:

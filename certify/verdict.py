@@ -50,7 +50,9 @@ class Certificate:
         return EXIT_CODES[self.verdict]
 
     def to_json(self) -> str:
-        return json.dumps(self.statement, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        """The statement as a file: sorted, UTF-8 even where a checkpoint's names are not (a lone surrogate becomes its JSON escape)."""
+        text = json.dumps(self.statement, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def decide(findings: Sequence[Finding], *, run: int, expected: int, only: str | None, crashed: str | None) -> tuple[Verdict, str]:

@@ -167,7 +167,8 @@ def _blocks(base: Stored, merged: Stored) -> Iterator[tuple[int, Tensor, Tensor]
     """(first row, rows of the base, rows of the merged tensor)."""
     columns = base.shape[1]
     height = max(1, BLOCK // max(1, columns))
-    pairs = zip(base.elements(height * columns), merged.elements(height * columns), strict=True)
+    step = max(1, height * columns)
+    pairs = zip(base.elements(step), merged.elements(step), strict=True)
     for number, (ours, theirs) in enumerate(pairs):
         yield number * height, ours.view(-1, columns), theirs.view(-1, columns)
 

@@ -17,7 +17,7 @@ CODE = "C4"
 PREFIX = "base_model.model."  # PEFT's wrapper; absent in files made by inject_adapter_in_model
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 LATER = re.compile(r"\.(?:lora_|base_layer\.|token_adapter\.)")  # kinds of adapter tensors that later versions interpret
-NEAREST_SHOWN = 5  # unplaced tensors for which the nearest base weight is looked up
+NEAREST_SHOWN = 3  # unplaced tensors for which the nearest base weight is looked up
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Accounts:
         self.unjudged: dict[str, str] = {}
         self.findings: list[Finding] = []
         self.consumed = 0
-        self.complete = True
+        self.complete = self._understood = True
         self.terms: Terms | None = None
         self._missing: set[str] = set()
 
@@ -56,7 +56,7 @@ class Accounts:
         """Gives every tensor of the file its place."""
         fields = uninterpreted(self.adapter.config)
         if fields:
-            self.complete = False
+            self.complete = self._understood = False
             self.note(CONFIG, f"this version does not interpret {'; '.join(fields)}")
         try:
             self.terms = read_terms(self.adapter.config)
@@ -74,7 +74,7 @@ class Accounts:
             self.unjudged.update(dict.fromkeys(self.pairs, f"the adapter's configuration is not interpreted: {'; '.join(fields)}"))
 
     def demand_targets(self) -> None:
-        """Every linear module that the adapter's own configuration targets must have its tensors in the file.
+        """Every linear module that the adapter's own configuration targets, or saves whole, must have its tensors in the file.
 
         Experts are demanded one by one only where the file speaks of single experts: today's transformers fuses them, and an
         adapter trained on the fused modules targets them by another field.
@@ -83,17 +83,19 @@ class Accounts:
             return
         single_experts = any(self.places.all[key].fused for key in self.pairs)
         for key, place in self.places.all.items():
-            if place.orientation and (single_experts or not place.fused) and not place.tied and self.terms.targets(place.paths()):
+            trained = place.orientation and (single_experts or not place.fused) and self.terms.targets(place.paths())
+            if not place.tied and (trained or self.terms.saves(place.parameter.rpartition(".")[0])):
                 self.demand(key)
 
     def demand(self, key: str) -> None:
         """Fails once for a targeted tensor that the file says nothing about."""
         if key not in self.pairs and key not in self.replaced and key not in self.unjudged and key not in self._missing:
             self._missing.add(key)
-            self.fail(key, "the adapter's own target_modules name this module, but its file holds no tensor for it")
+            self.fail(key, "the adapter's own configuration names this module, but its file holds no tensor for it")
 
     def fail(self, subject: str, sentence: str) -> None:
-        self.findings.append(Finding(CODE, subject, Outcome.FAILED, sentence))
+        """A fault, unless the configuration says something that is not interpreted: then it may be as it should be."""
+        self.findings.append(Finding(CODE, subject, Outcome.FAILED if self._understood else Outcome.NOT_INTERPRETED, sentence))
 
     def note(self, subject: str, sentence: str) -> None:
         self.findings.append(Finding(CODE, subject, Outcome.NOT_INTERPRETED, sentence))
@@ -113,15 +115,17 @@ class Accounts:
             self.consumed += 2
         except DamagedError as error:
             self.fail(present[0], str(error))
-            self._leave(place, str(error))
+            self._leave(place, f"{path}.weight", str(error))
         except NotInterpretedError as error:
             self.note(present[0], str(error))
-            self._leave(place, str(error))
+            self._leave(place, f"{path}.weight", str(error))
             self.consumed += len(present)
 
-    def _leave(self, place: Place | None, reason: str) -> None:
-        if place is not None:
-            self.unjudged[place.key] = reason
+    def _leave(self, place: Place | None, name: str, reason: str) -> None:
+        """Marks the disk tensor that an unsettled adapter tensor is about, if there is one."""
+        key = place.key if place is not None else name
+        if key in self.base.tensors:
+            self.unjudged[key] = reason
 
     def _pair(self, a: str, b: str, path: str, place: Place, terms: Terms) -> Pair:
         """The pair of one module, checked against the shape of the base weight and against the rank of the configuration."""
@@ -133,7 +137,7 @@ class Accounts:
         if weight.dtype not in FLOATS:
             raise NotInterpretedError(f"{place.key} is stored as {weight.dtype}; known are {', '.join(FLOATS)}")
         if {self.tensor(a).dtype, self.tensor(b).dtype} - FLOATS.keys():
-            raise DamagedError(f"dtypes {self.tensor(a).dtype} and {self.tensor(b).dtype}; known are {', '.join(FLOATS)}")
+            raise NotInterpretedError(f"dtypes {self.tensor(a).dtype} and {self.tensor(b).dtype}; known are {', '.join(FLOATS)}")
         rank = terms.rank(path)
         out, into = (weight.shape if place.orientation == "out,in" else weight.shape[::-1]) if len(weight.shape) == 2 else (0, 0)
         if (shape_a, shape_b) != ((rank, into), (out, rank)):
@@ -167,10 +171,10 @@ class Accounts:
             self.consumed += 1
         except DamagedError as error:
             self.fail(name, str(error))
-            self._leave(place, str(error))
+            self._leave(place, path, str(error))
         except NotInterpretedError as error:
             self.note(name, str(error))
-            self._leave(place, f"{name}: {error}")
+            self._leave(place, path, f"{name}: {error}")
             self.complete = False
             self.consumed += 1
 

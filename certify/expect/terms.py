@@ -50,8 +50,10 @@ class Terms:
         return any(_names(self.target_modules, path) for path in paths) and not any(_names(self.exclude_modules, path) for path in paths)
 
     def saves(self, path: str) -> bool:
-        """True if the module at `path`, or one around it, was trained and saved whole."""
-        return any(re.search(rf"(^|\.){re.escape(name)}(\.|$)", path) for name in self.modules_to_save)
+        """True if the module at `path`, or one around it, was trained and saved whole: PEFT asks whether its path ends so."""
+        parts = path.split(".")
+        around = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+        return any(module.endswith(name) for module in around for name in self.modules_to_save)
 
 
 def uninterpreted(config: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from certify.errors import DamagedError
-from certify.inputs.dtypes import FLOATS, NAMES
+from certify.inputs.dtypes import NAMES
 from certify.inputs.header import read_header
 from certify.inputs.stored import Stored
 from certify.inputs.strict_json import read_object
@@ -66,11 +66,6 @@ def open_adapter(directory: Path) -> Adapter:
             tensors = _unpickle(directory / PICKLE)
         except DamagedError as error:
             problems.append((PICKLE, str(error)))
-    problems += [
-        (weights, f"{name} has dtype {tensor.dtype}; known are {', '.join(FLOATS)}")
-        for name, tensor in tensors.items()
-        if tensor.dtype not in FLOATS
-    ]
     return Adapter(directory, config, tensors, tuple(problems))
 
 

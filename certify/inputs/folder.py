@@ -28,4 +28,4 @@ def sha256(path: Path) -> str:
 def folder_digest(directory: Path) -> str:
     """sha256 over the sorted lines `sha256␠␠relative/path\\n` of a directory's regular files."""
     lines = sorted(f"{sha256(directory / name)}  {name}\n" for name in regular_files(directory))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -111,8 +111,9 @@ def model_of(family: str) -> Any:
         case _:
             config = t.DeepseekV3Config(
                 **small | {"num_hidden_layers": 3}, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4,
-                n_shared_experts=1, num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
-                qk_nope_head_dim=8, v_head_dim=8, num_nextn_predict_layers=1, architectures=["DeepseekV3ForCausalLM"],
+                n_shared_experts=1, num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16,
+                kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, num_nextn_predict_layers=1,
+                architectures=["DeepseekV3ForCausalLM"],
             )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -200,7 +201,8 @@ def build(name: str, root: Path) -> Case:
             peft_adapter(model, case.adapter, target_modules=["q_proj", "up_proj"], use_rslora=True)
         case "llama", _:
             peft_adapter(
-                model, case.adapter, target_modules=["q_proj", "k_proj", "down_proj", "o_proj"], modules_to_save=["lm_head", "input_layernorm"],
+                model, case.adapter, target_modules=["q_proj", "k_proj", "down_proj", "o_proj"],
+                modules_to_save=["lm_head", "input_layernorm"],
                 rank_pattern={"k_proj": 2}, alpha_pattern={"down_proj": 4},
             )  # fmt: skip
         case "qwen2", _:

@@ -192,6 +192,13 @@ def adapter_lacks_a_module_that_it_targets(case: Case) -> None:
     replace(case.merged, key, lambda _: base_tensor(case, key))
 
 
+@fault("llama", "C4")
+def adapter_lacks_a_module_that_it_saves(case: Case) -> None:
+    path = case.adapter / "adapter_model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(path).items() if "lm_head" not in key}, path)
+    replace(case.merged, "lm_head.weight", lambda _: base_tensor(case, "lm_head.weight"))
+
+
 @fault("deepseek", "C4")
 def adapter_lacks_one_expert(case: Case) -> None:
     path = case.adapter / "adapter_model.bin"

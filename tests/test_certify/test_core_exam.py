@@ -204,6 +204,28 @@ def test_a_scaling_that_peft_reads_differently_is_not_judged(shelf: Shelf, monke
     assert "PEFT reads the scaling 4" in certificate.reason
 
 
+def test_another_tuner_is_not_interpreted_rather_than_rejected(shelf: Shelf, tmp_path: Path) -> None:
+    import peft
+
+    case = shelf["qwen2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft.get_peft_model(cases.model_of("qwen2"), peft.LoHaConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "loha")
+    certificate = certify.judge(case.base, tmp_path / "loha", case.merged)
+    assert certificate.verdict is Verdict.INCOMPLETE, certificate.reason
+    assert "peft_type = 'LOHA'" in certificate.reason
+
+
+def test_names_that_are_no_unicode_still_make_a_certificate(shelf: Shelf, tmp_path: Path) -> None:
+    case = cases.copied(shelf["llama"], tmp_path)
+    index = json.loads((case.merged / cases.INDEX).read_text())
+    index["weight_map"]["bad \ud800 name"] = "model-\udfff.safetensors"
+    (case.merged / cases.INDEX).write_text(json.dumps(index))
+    certificate = certify.judge(case.base, case.adapter, case.merged)
+    assert certificate.verdict is Verdict.REJECTED
+    assert json.loads(certificate.to_json().encode()) == certificate.statement
+
+
 def test_patterns_that_disagree_are_not_guessed(shelf: Shelf, tmp_path: Path) -> None:
     case = cases.copied(shelf["llama"], tmp_path)
     path = case.adapter / "adapter_config.json"
