@@ -22,6 +22,7 @@ LAYERS = {"1 GB": 3, "3 GB": 7}
 LOOP_LIMIT = 1.5  # × copying, for the merge loop
 EXTRA_LIMIT = 3.0  # seconds above copying, for the whole process
 RSS_LIMIT = 400  # MiB
+SETTLE = 3.0  # seconds before each run
 
 PEFT_ROUTE = """
 import sys, torch, transformers, peft
@@ -46,9 +47,11 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 
 def clear(out: Path) -> None:
-    """Nothing left of the run before, on the disk or on its way there."""
+    """Nothing left of the run before, on the disk or on its way there, nor its pages still hot: a virtual machine gives freed memory
+    back to its host, and who writes at once after a deletion, as `cp` would here and a process that imports first would not, gains."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
+    time.sleep(SETTLE)
 
 
 def merge(base: Path, adapter: Path, out: Path) -> dict[str, float]:

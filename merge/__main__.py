@@ -3,7 +3,6 @@
 0 done · 2 usage · 3 refused, nothing written · 4 failed while writing, run the same command again · 130/143 interrupted, same
 """
 
-import ctypes
 import json
 import shlex
 import signal
@@ -19,9 +18,6 @@ from merge.errors import MergeError
 
 if TYPE_CHECKING:
     from merge.task import Merge
-
-M_MMAP_THRESHOLD = -3  # glibc, malloc.h
-MMAP_THRESHOLD = 128 * 1024  # bytes; glibc's own value before it adapts
 
 app = typer.Typer(
     name="merge",
@@ -209,17 +205,8 @@ def _stop(number: int, _frame: object) -> NoReturn:
     raise Stopped(number)
 
 
-def _return_freed_memory() -> None:
-    """Keep glibc from raising its threshold for separate mappings: it would keep the freed factors of every weight in its heaps
-    (24 MiB at the peak of a 1.4 GB merge)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent where the C library is not glibc
-    if mallopt:
-        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
-
-
 def main() -> None:
     """The process: errors become a sentence on stderr and an exit code."""
-    _return_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:

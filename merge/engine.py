@@ -47,6 +47,7 @@ def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False
         monitor.expect(size=made.size, tensors=sum(made.counts.values()), shards=len(made.shards))
         with _writing(merge.out):
             records = list(_shards(merge, done, log, sink, monitor, workers))
+            monitor.finished()
             finished = merge.manifest({record.file: manifest.shard_entry(record) for record in records})
             _beside(merge, sink)
             sink.whole(MANIFEST, finished.to_bytes())

@@ -27,6 +27,7 @@ class Monitor:
     shards: int = 0
     resumed_bytes: int = 0
     began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def expect(self, *, size: int, tensors: int, shards: int) -> None:
@@ -47,10 +48,14 @@ class Monitor:
             self.bytes += resumed
             self.resumed_bytes += resumed
 
+    def finished(self) -> None:
+        """The last shard is durable."""
+        self.ended = time.monotonic()
+
     @property
     def seconds(self) -> float:
-        """Since the loop began."""
-        return time.monotonic() - self.began
+        """How long the loop has taken, or took."""
+        return (self.ended or time.monotonic()) - self.began
 
     @property
     def rate(self) -> float:

@@ -12,4 +12,4 @@ def nearest(exact: torch.Tensor, stored: torch.Tensor) -> bool:
     itself, so only then is every element looked at.
     """
     stored.copy_(exact)
-    return bool(stored.sum(dtype=torch.float32).isfinite()) or bool(stored.isfinite().all())
+    return bool(stored.sum().isfinite()) or bool(stored.isfinite().all())

@@ -33,6 +33,10 @@ class Sink:
         while done < len(data):
             done += os.pwrite(descriptor, data[done:], start + done)
 
+    def flush(self, descriptor: int) -> None:
+        """Start the disk on what is written so far."""
+        os.fdatasync(descriptor)
+
     def commit(self, file: str, descriptor: int) -> None:
         """Make a finished file durable, then give it its name."""
         os.fsync(descriptor)

@@ -20,6 +20,7 @@ from merge.operation import Operation, Read, ShardPlan, ShardRecord
 from merge.sink import Sink
 from merge.source import Reader
 
+FLUSH_EVERY = 0.05  # seconds; the disk works while the threads do, so that little is left for the last fsync
 SLABS_PER_JOB = 8  # big tensors spread over the threads, small ones do not cost a queue round trip per slab
 
 
@@ -114,7 +115,9 @@ class LocalRunner:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join()
+                while thread.is_alive():
+                    thread.join(FLUSH_EVERY)
+                    self._sink.flush(descriptor)
         except BaseException as error:  # Ctrl-C: let the threads stop at their next slab
             failures.append(error)
             raise
