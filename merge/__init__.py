@@ -35,8 +35,11 @@ def merge(
     Raises merge.errors.MergeError: nothing was written if its exit_code is 3; it can be continued if it is 4.
     """
     from merge import engine
+    from merge.errors import MergeError
     from merge.monitor import Monitor
 
+    if workers is not None and workers < 1:
+        raise MergeError("workers: at least 1 was expected. Nothing was written.")
     work = _prepared(base, adapter, out, output_dtype, block_mib)
     return engine.run(work, Monitor(), workers=workers or default_workers(), overwrite=overwrite).manifest
 

@@ -105,9 +105,11 @@ def plan(
 ) -> None:
     """Say what `run` would do, from headers alone: operations, disk, memory. Writes nothing."""
     work = _work(base, adapter, out, output_dtype, rounding, block_mib)
-    from merge import display
+    from merge import display, output
 
     made, files = work.plan, work.side_files
+    output.refuse_foreign(out)
+    output.refuse_full_disk(work)
     memory = made.memory(workers or default_workers())
     if as_json:
         typer.echo(json.dumps(made.to_json() | {"digest": made.digest, "disk": work.disk, "memory": memory}, sort_keys=True))
@@ -177,7 +179,7 @@ def support() -> None:
 
 
 def _refuse_unbuilt(options: dict[str, object]) -> None:
-    unbuilt = [name for name, value in options.items() if value]
+    unbuilt = [name for name, value in options.items() if value not in (None, False, [])]
     if unbuilt:
         usage(f"{', '.join(unbuilt)}: not built yet")
 

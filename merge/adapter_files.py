@@ -4,6 +4,7 @@ A pickle is unpickled without its numbers (torch's fake mode, weights only), whi
 archive: both kinds are then read the same way, range by range.
 """
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def _tensors(folder: Path) -> Mapping[str, Tensor]:
                 f"{folder / name} is a pickle of the format before torch 1.6, unreadable in parts. Convert it where you trust it:\n"
                 f"  python -c \"import torch; p = '{name}'; torch.save(torch.load(p, weights_only=True), p)\"\n{NOTHING_WRITTEN}"
             )
+    _refuse_other_archives(folder / name)
     from torch._subclasses.fake_tensor import FakeTensorMode  # half a second of imports that only a pickle needs
 
     try:
@@ -57,9 +59,21 @@ def _tensors(folder: Path) -> Mapping[str, Tensor]:
             state = torch.load(folder / name, weights_only=True)
     except Exception as error:  # a pickle can be wrong in as many ways as there are objects
         raise AdapterError(f"{folder / name}: not a file of plain tensors ({str(error).splitlines()[0]}). {NOTHING_WRITTEN}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise AdapterError(f"{folder / name}: a dictionary of tensors was expected. {NOTHING_WRITTEN}")
     return {key: _located(key, value, name) for key, value in state.items()}
+
+
+def _refuse_other_archives(path: Path) -> None:
+    """Raises AdapterError unless the archive stores its members uncompressed and little-endian, as torch.save does."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            order = next((archive.read(member) for member in archive.namelist() if member.endswith("/byteorder")), b"little")
+            compressed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise AdapterError(f"{path}: a damaged archive ({error}). {NOTHING_WRITTEN}") from error
+    if compressed or order != b"little":
+        raise AdapterError(f"{path}: compressed or big-endian; save the adapter as {SAFE}. {NOTHING_WRITTEN}")
 
 
 def _located(key: str, value: Any, file: str) -> Tensor:

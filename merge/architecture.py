@@ -100,9 +100,10 @@ def _skeleton(config_file: Path) -> Any:
     """The model class that config.json names, without storage."""
     try:
         names = json.loads(config_file.read_text()).get("architectures") or []
-    except (OSError, ValueError, AttributeError) as error:
+        known = isinstance(names, list) and bool(names) and isinstance(names[0], str) and names[0].isidentifier()
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{config_file.name} of the base cannot be read: {error}\n{NOTHING_WRITTEN}") from error
-    model_class = getattr(transformers, names[0], None) if names and names[0].isidentifier() else None
+    model_class = getattr(transformers, names[0], None) if known else None
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise CheckpointError(
             f"transformers {transformers.__version__} does not know the architecture {names}; remote code is never run.\n{NOTHING_WRITTEN}"
@@ -113,6 +114,7 @@ def _skeleton(config_file: Path) -> Any:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")  # about generation and rope settings; nothing here runs the model
             config = transformers.AutoConfig.from_pretrained(config_file.parent, local_files_only=True, trust_remote_code=False)
+            config._attn_implementation = "eager"  # nothing runs; kernels that the config asks for may not be installed
             return model_class(config)
     except Exception as error:  # a config can be wrong in as many ways as transformers has lines
         raise CheckpointError(f"transformers cannot build {names[0]} from {config_file.name}: {error}\n{NOTHING_WRITTEN}") from error

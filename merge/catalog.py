@@ -13,6 +13,7 @@ from merge.errors import CheckpointError
 
 HEADER_MAX = 100_000_000  # bytes; the safetensors library refuses longer headers
 LENGTH_BYTES = 8
+DIMENSION_MAX = 1 << 48  # no dimension of a tensor on any disk; Python's integers know no limit
 
 ITEM_BITS: Mapping[str, int] = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -146,8 +147,8 @@ def _tensor(file: str, name: str, entry: object, data_start: int) -> Tensor:
             raise CheckpointError(f"{file}: {name!r} has no dtype, shape and data_offsets that can be read")
     if dtype not in ITEM_BITS:
         raise CheckpointError(f"{file}: {name!r} has the unknown dtype {dtype!r}")
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
-        raise CheckpointError(f"{file}: {name!r} has the impossible shape {shape}")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < DIMENSION_MAX for n in shape):
+        raise CheckpointError(f"{file}: {name!r} has an impossible shape")
     if not 0 <= low <= high or high - low != stored_bytes(dtype, shape):
         raise CheckpointError(
             f"{file}: {name!r} occupies bytes {low}…{high}, but {dtype} {tuple(shape)} needs {stored_bytes(dtype, shape)} bytes"

@@ -39,11 +39,12 @@ def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False
     facts = merge.facts
     if overwrite:
         output.clean(merge.out, also_finished=True)
-    with _writing(merge.out):
-        sink.prepare()
-        log = journal.Journal(sink)
+    log = _locked(merge, sink)
     try:
-        done = log.resume(facts)
+        if manifest.read(merge.out):
+            raise OutputError(f"{merge.out} was finished by another process in the meantime. {NOTHING_WRITTEN}")
+        with _writing(merge.out):
+            done = log.resume(facts)
         monitor.expect(size=made.size, tensors=sum(made.counts.values()), shards=len(made.shards))
         with _writing(merge.out):
             records = list(_shards(merge, done, log, sink, monitor, workers))
@@ -58,13 +59,22 @@ def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False
     return Result(finished)
 
 
+def _locked(merge: Merge, sink: Sink) -> journal.Journal:
+    """OUT made, and locked for this process."""
+    try:
+        sink.prepare()
+        return journal.Journal(sink)
+    except OSError as error:
+        raise OutputError(f"{merge.out} cannot be made: {error.strerror}. {NOTHING_WRITTEN}") from error
+
+
 def _shards(
     merge: Merge, done: Mapping[str, ShardRecord], log: journal.Journal, sink: Sink, monitor: Monitor, workers: int
 ) -> Iterator[ShardRecord]:
     """Every shard's record, in plan order: those of an earlier run once their bytes were found unchanged."""
     stamps = {file: tuple(found) for file, found in merge.facts["base"]["shards"].items()}
     base, written = Reader(merge.base, stamps), Reader(merge.out)
-    inputs = Inputs(base, tuple(Reader(folder) for folder in merge.adapters))
+    inputs = Inputs(base, tuple(Reader(folder, found) for folder, found in zip(merge.adapters, merge.adapter_stamps, strict=True)))
     runner = LocalRunner(inputs, sink, monitor, workers)
     try:
         for shard in merge.plan.shards:
@@ -73,9 +83,10 @@ def _shards(
                 monitor.finished_shard(len(shard.operations), resumed=shard.size)
             else:
                 record = runner.run(shard)
+                for reader in (base, *inputs.adapters):
+                    reader.close()
                 log.finished(record)
                 monitor.finished_shard(len(shard.operations))
-            base.close()
             written.close()
             yield record
     finally:

@@ -31,9 +31,12 @@ class Journal:
         self._lock = os.open(self._folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            current = os.fstat(self._lock).st_ino == (self._folder / LOCK).stat().st_ino  # not one that a finished merge removed
+        except OSError:
+            current = False
+        if not current:
             os.close(self._lock)
-            raise OutputError(f"{sink.out}: another process is merging into this directory. {NOTHING_WRITTEN}") from error
+            raise OutputError(f"{sink.out}: another process is merging into this directory. {NOTHING_WRITTEN}")
 
     def resume(self, facts: Mapping[str, Any]) -> dict[str, ShardRecord]:
         """What an earlier run finished, after its facts were found equal; begins the journal where there is none.
@@ -64,8 +67,9 @@ class Journal:
         if done:
             (self._folder / JOURNAL).unlink(missing_ok=True)
             (self._folder / LOCK).unlink(missing_ok=True)
-            self._folder.rmdir()
         os.close(self._lock)
+        if done and not any(self._folder.iterdir()):
+            self._folder.rmdir()
 
     def _append(self, data: Mapping[str, Any]) -> None:
         assert self._file is not None

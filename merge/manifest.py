@@ -53,7 +53,10 @@ def read(out: Path) -> Manifest | None:
         return None
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         return None
-    return Manifest(out=out, **{**data, "adapters": tuple(data["adapters"]), "stale": tuple(data["stale"])})
+    try:
+        return Manifest(out=out, **{**data, "adapters": tuple(data["adapters"]), "stale": tuple(data["stale"])})
+    except (KeyError, TypeError):
+        return None
 
 
 def shard_entry(record: ShardRecord) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Where an adapter's module lives in the checkpoint: the join of `NameTable` and the adapter's own names. Pure."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from merge.nametable import NameTable, Weight
@@ -12,6 +13,7 @@ class Names:
         self.table = table
         self._by_parameter: Mapping[str, Weight] = {w.parameter: w for w in table.weights if not w.fused}
         self._by_renamed: Mapping[str, Weight] = {w.renamed: w for w in table.weights}
+        self._fillers = Counter(w.parameter for w in table.weights)
         self._shared = set(table.tied) | set(table.tied.values())
 
     def find(self, name: str) -> Weight | None:
@@ -19,6 +21,10 @@ class Names:
         parameter, renamed = self.table.aliases[name]
         own = self._by_parameter.get(parameter) or self._by_renamed.get(renamed)
         return own or self._by_parameter.get(self.table.tied.get(parameter, ""))
+
+    def is_ambiguous(self, weight: Weight) -> bool:
+        """True where another disk tensor fills the same parameter as a whole."""
+        return not weight.fused and self._fillers[weight.parameter] > 1
 
     def is_tied(self, name: str) -> bool:
         """True where the weight shares its storage with another one."""

@@ -13,19 +13,27 @@ from merge.task import RUN_FILE, Merge
 
 
 def finished(merge: Merge, sink: Sink) -> Manifest | None:
-    """The manifest of OUT if this very merge is finished there; raises OutputError if another one is."""
+    """The manifest of OUT if this very merge is finished there; raises OutputError if another one is, or if a shard is gone.
+
+    A base is recognised by its name, its headers, and by not having been modified after the manifest was written.
+    """
     found = manifest.read(merge.out)
     if found is None:
         return None
-    facts = merge.facts
+    facts, written = merge.facts, (merge.out / MANIFEST).stat().st_mtime_ns
+    late = [file for file, (_, modified, _) in facts["base"]["shards"].items() if modified > written]
+    base = {"name": merge.base.resolve().name, "headers": facts["base"]["headers"], "modified since": late}
     then = {
         "engine": dict(found.engine),
         "options": dict(found.options),
-        "base": found.base["headers"],
+        "base": {**found.base, "modified since": []},
         "adapters": [{key: value for key, value in adapter.items() if key != "path"} for adapter in found.adapters],
         "plan": found.plan,
     }
-    journal.refuse_changed(merge.out, then, {**facts, "base": facts["base"]["headers"]})
+    journal.refuse_changed(merge.out, then, {**facts, "base": base})
+    for file, entry in found.shards.items():
+        if not (merge.out / file).is_file() or (merge.out / file).stat().st_size != entry["size"]:
+            raise OutputError(f"{merge.out / file} is not what the manifest says; merge again with --overwrite. {NOTHING_WRITTEN}")
     if (merge.out / STATE).exists():
         journal.Journal(sink).close(done=True)
     return found
@@ -49,6 +57,10 @@ def clean(out: Path, *, also_finished: bool = False) -> int:
     sink.prepare()
     log = journal.Journal(sink)
     names = lines[0]["files"] if lines else [*whole.shards, INDEX, *whole.side_files, MANIFEST, RUN_FILE] if whole else []
+    outside = [name for name in names if not (out / name).resolve().is_relative_to(out.resolve()) or ".." in Path(name).parts]
+    if outside:
+        log.close()
+        raise OutputError(f"{out} names {outside[0]!r} as a file of its own, which lies outside it. Nothing was removed.")
     present = [name for name in names if (out / name).exists() or (out / (name + PARTIAL)).exists()]
     sink.remove(reversed(present))  # the manifest first: without it the output is not complete
     log.close(done=True)
@@ -80,9 +92,12 @@ def status(out: Path) -> Status:
 
 
 def refuse_foreign(out: Path) -> None:
+    """Raises OutputError unless OUT is new, empty, or carries a journal or manifest of ours."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is not a directory. {NOTHING_WRITTEN}")
-    if out.is_dir() and any(out.iterdir()) and not (out / STATE).is_dir() and not manifest.read(out):
+    entries = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    ours = not entries - {STATE} or bool(journal.read(out)) or manifest.read(out) is not None
+    if not ours:
         raise OutputError(f"{out} is not empty, and no merge of ours began there. {NOTHING_WRITTEN}")
 
 

@@ -13,6 +13,7 @@ from merge.names import Names
 from merge.nametable import NameTable, Weight
 from merge.operation import Part, Read
 
+SHOWN = 12  # strangers for which the nearest name is looked up: a search over every name of the base
 Placed = tuple[Part, ...] | Read  # what is added to a tensor, or what takes its place
 
 
@@ -64,11 +65,13 @@ def _misfit(contribution: Contribution, weight: Weight, tensor: Tensor, names: N
     foreign = [str(given) for given in contribution.tensors if encodings.of(given) is None]
     if foreign:
         return f"{foreign[0]}: adapter tensors of this dtype are not merged by this version"
+    if encodings.of(tensor) is None:
+        return f"{tensor}: stored as {tensor.dtype}, which this version carries but does not merge into"
+    if names.is_ambiguous(weight):
+        return f"{tensor}: another tensor of the base fills the same parameter {weight.parameter}; which one is used cannot be known"
     if isinstance(contribution, Replacement):
         same = contribution.value.shape == tensor.shape
         return "" if same else f"{tensor}: the adapter replaces it by a tensor of shape {contribution.value.shape}"
-    if encodings.of(tensor) is None:
-        return f"{tensor}: stored as {tensor.dtype}, which this version carries but does not merge into"
     if weight.layout == "other":
         return f"{tensor}: not a linear layer; not merged by this version"
     (_, columns), rows = contribution.a.shape, contribution.b.shape[0]
@@ -80,24 +83,40 @@ def _misfit(contribution: Contribution, weight: Weight, tensor: Tensor, names: N
 
 def _refuse_strangers(adapter: Adapter, names: Names, base: Mapping[str, Tensor]) -> None:
     """Raises AdapterError naming every adapter tensor whose module the base does not have, with the nearest name that it has."""
-    strangers = []
-    for contribution in adapter.contributions:
-        if names.find(contribution.weight) is None:
-            nearest = difflib.get_close_matches(contribution.weight, base, n=1, cutoff=0.0)
-            strangers += [f"{tensor}\n    nearest base weight: {base[nearest[0]]}" for tensor in contribution.tensors]
+    strangers = [contribution for contribution in adapter.contributions if names.find(contribution.weight) is None]
     if strangers:
-        raise AdapterError(
-            f"{len(strangers)} adapter tensors have no place in the base checkpoint\n{listing(strangers)}\n{NOTHING_WRITTEN}"
-        )
+        count = sum(len(contribution.tensors) for contribution in strangers)
+        lines = [f"{tensor}\n    {_hint(c.weight, names, base)}" for c in strangers[:SHOWN] for tensor in c.tensors]
+        raise AdapterError(f"{count} adapter tensors have no place in the base checkpoint\n{listing(lines)}\n{NOTHING_WRITTEN}")
+
+
+def _hint(weight: str, names: Names, base: Mapping[str, Tensor]) -> str:
+    """What a stranger may have been meant for."""
+    if weight in names.table.unmatched:
+        return f"the base has {weight}, but no module of {names.table.architecture} owns it: it is carried, never merged into"
+    nearest = difflib.get_close_matches(weight, base, n=1, cutoff=0.0)
+    return f"nearest base weight: {base[nearest[0]]}"
 
 
 def _refuse_truncated(adapter: Adapter, names: Names) -> None:
-    """Raises AdapterError if modules that the adapter's own configuration targets have no tensors in its file."""
-    given = {names.table.aliases[c.weight][0] for c in adapter.contributions if isinstance(c, Addition)}
-    targeted = {path for path in names.table.modules if adapter.settings.targets(path)}
-    absent = sorted(path for path in targeted if f"{path}.weight" not in given)
+    """Raises AdapterError if modules that the adapter's own configuration names have no tensors in its file.
+
+    Single experts are demanded only where the file speaks of single experts: adapters trained on fused ones name them otherwise.
+    """
+    given = {weight.key for c in adapter.contributions if (weight := names.find(c.weight)) is not None}
+    single_experts = any(weight.fused and weight.key in given for weight in names.table.weights)
+    demanded = [weight for weight in names.table.weights if _demanded(weight, adapter, names, single_experts=single_experts)]
+    absent = [weight.key for weight in demanded if weight.key not in given]
     if absent:
         raise AdapterError(
-            f"{len(absent)} of {len(targeted)} modules that target_modules names have no tensors in the adapter: it is truncated\n"
-            f"{listing(absent)}\n{NOTHING_WRITTEN}"
+            f"{len(absent)} of {len(demanded)} weights that target_modules or modules_to_save names have no tensors in the adapter: "
+            f"it is truncated\n{listing(absent)}\n{NOTHING_WRITTEN}"
         )
+
+
+def _demanded(weight: Weight, adapter: Adapter, names: Names, *, single_experts: bool) -> bool:
+    """True where the adapter's configuration promises tensors for a weight."""
+    settings, module = adapter.settings, weight.parameter.rpartition(".")[0]
+    if weight.fused:
+        return single_experts and weight.layout == "linear" and settings.targets(weight.renamed.removesuffix(".weight"))
+    return settings.saves(module) or (module in names.table.modules and weight.parameter.endswith(".weight") and settings.targets(module))

@@ -11,6 +11,7 @@ from typing import Any
 from merge import encodings
 from merge.adapters import Adapter
 from merge.catalog import Catalog, Tensor, compose
+from merge.errors import NOTHING_WRITTEN, CheckpointError, MergeError, listing
 from merge.nametable import NameTable
 from merge.operation import Operation, Read, ShardPlan, Slabs
 from merge.placement import Placed, place
@@ -31,6 +32,10 @@ class Options:
     output_dtype: str = "same"
     rounding: str = "nearest"
     block_mib: int = 1
+
+    def __post_init__(self) -> None:
+        if self.output_dtype not in OUTPUT_DTYPES or self.rounding != "nearest" or self.block_mib < 1:
+            raise MergeError(f"{self}: output_dtype {'|'.join(OUTPUT_DTYPES)}, rounding nearest, block_mib ≥ 1. {NOTHING_WRITTEN}")
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,21 @@ def plan(catalogs: Iterable[Catalog], adapters: Iterable[Adapter], table: NameTa
     base = {tensor.name: tensor for catalog in catalogs for tensor in catalog.tensors}
     placed = place(adapters, table, base)
     target = OUTPUT_DTYPES[options.output_dtype]
+    if target:
+        _refuse_quantised(base.values(), options.output_dtype)
     dtypes = {main_dtype(base.values()): target} if target else {}
     shards = tuple(_shard(catalog, placed, dtypes, options) for catalog in catalogs)
     return Plan(options, shards, sum(len(adapter.tensors) for adapter in adapters))
+
+
+def _refuse_quantised(tensors: Iterable[Tensor], output_dtype: str) -> None:
+    """Raises CheckpointError where another output dtype would have to decode what this version only carries."""
+    quantised = [str(tensor) for tensor in tensors if tensor.dtype.startswith(("F8", "F6", "F4"))]
+    if quantised:
+        raise CheckpointError(
+            f"--output-dtype {output_dtype}: {len(quantised)} tensors are quantised, and this version does not decode them\n"
+            f"{listing(quantised)}\n{NOTHING_WRITTEN}"
+        )
 
 
 def main_dtype(tensors: Iterable[Tensor]) -> str:

@@ -64,10 +64,14 @@ def refuse_tokens_beyond(files: SideFiles, rows: int) -> None:
     if path is None:
         return
     content = read_json(path)
-    vocabulary = (content.get("model") or {}).get("vocab") or {}
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-    ids += [token["id"] for token in content.get("added_tokens") or () if isinstance(token.get("id"), int)]
-    last = max(ids, default=-1)
+    try:
+        vocabulary = (content.get("model") or {}).get("vocab") or {}
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+        last = max([*ids, *(token["id"] for token in content.get("added_tokens") or ())], default=-1)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path}: not a tokenizer that can be read ({error!r}). {NOTHING_WRITTEN}") from error
+    if not isinstance(last, int):
+        raise AdapterError(f"{path}: a token's id is {last!r}. {NOTHING_WRITTEN}")
     if last >= rows:
         raise AdapterError(f"{path}: token {last} lies beyond the embedding's {rows} rows. {NOTHING_WRITTEN}")
 
@@ -88,7 +92,8 @@ def config(path: Path, output_dtype: str) -> bytes:
 
 def index(weight_map: Mapping[str, str], total_size: int, before: Path) -> bytes:
     """The index of the output: the base's metadata, with total_size as it is now."""
-    metadata = read_json(before).get("metadata") or {}
+    metadata = read_json(before).get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
     return (json.dumps({"metadata": {**metadata, "total_size": total_size}, "weight_map": weight_map}, indent=2) + "\n").encode()
 
 

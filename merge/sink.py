@@ -23,6 +23,7 @@ class Sink:
     def begin(self, file: str, header: bytes, size: int) -> int:
         """A new temporary file of its final size with its header written; the descriptor to write the rest through."""
         descriptor = os.open(self._partial(file), os.O_CREAT | os.O_RDWR | os.O_TRUNC, MODE)
+        os.fchmod(descriptor, MODE)  # whatever the umask says
         os.ftruncate(descriptor, size)
         self.write(descriptor, memoryview(header), 0)
         return descriptor
@@ -70,6 +71,10 @@ class Sink:
         for file in files:
             (self.out / file).unlink(missing_ok=True)
             self._partial(file).unlink(missing_ok=True)
+            for folder in (self.out / file).parents:
+                if folder == self.out or any(folder.iterdir()):
+                    break
+                folder.rmdir()
 
     def sync_folder(self, folder: Path) -> None:
         """Make renames in a folder durable."""

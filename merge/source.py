@@ -91,10 +91,20 @@ class Reader:
                 raise MergeError(f"{self._folder / file} ends at byte {start + done}: it changed since the merge began")
             done += got
 
+    def size(self, file: str) -> int:
+        """Bytes of a file as it is now."""
+        return os.fstat(self._descriptor(file)).st_size
+
     def close(self) -> None:
-        """Close every descriptor."""
+        """Close every descriptor; raises MergeError if a file was changed while it was read."""
+        changed = []
         while self._open:
-            os.close(self._open.popitem()[1])
+            file, descriptor = self._open.popitem()
+            if stamp(os.fstat(descriptor)) != self._stamps.get(file, stamp(os.fstat(descriptor))):
+                changed.append(file)
+            os.close(descriptor)
+        if changed:
+            raise MergeError(f"{self._folder / changed[0]} changed while it was read (size, modification time or inode)")
 
     def _descriptor(self, file: str) -> int:
         with self._lock:
@@ -109,6 +119,11 @@ class Reader:
 def stamp(found: os.stat_result) -> Stamp:
     """What changes when a file does."""
     return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def stamps(folder: Path) -> dict[str, Stamp]:
+    """The stamps of a folder's files, by name; none where there is no folder."""
+    return {path.name: stamp(path.stat()) for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
 
 
 def files_below(folder: Path) -> Iterator[Path]:

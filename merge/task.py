@@ -43,12 +43,19 @@ class Merge:
     @cached_property
     def catalogs(self) -> tuple[Catalog, ...]:
         """The base's shards, as their headers describe them."""
+        _ = self.base_stamps  # before anything is read
         return source.read_base(self.base)
+
+    @cached_property
+    def base_stamps(self) -> dict[str, source.Stamp]:
+        """What the base's files were when their headers were read."""
+        return source.stamps(self.base)
 
     @cached_property
     def opened(self) -> tuple[Adapter, ...]:
         """The adapters, as their headers and configurations describe them."""
         weights = self.weights or (1.0,) * len(self.adapters)
+        _ = self.adapter_stamps  # before anything is read
         found = []
         for index, (folder, weight) in enumerate(zip(self.adapters, weights, strict=True)):
             settings, tensors = read_adapter(folder)
@@ -74,6 +81,11 @@ class Merge:
         return side_files.survey(self.base, self.adapters, shards, self.options.output_dtype)
 
     @cached_property
+    def adapter_stamps(self) -> tuple[dict[str, source.Stamp], ...]:
+        """What the adapters' files were when their headers were read: none may change before the last shard is durable."""
+        return tuple(source.stamps(folder) for folder in self.adapters)
+
+    @cached_property
     def adapter_files(self) -> tuple[dict[str, str], ...]:
         """sha256 of every adapter file, by relative path. Reads the adapters whole."""
         return tuple({p.relative_to(folder).as_posix(): source.sha256(p) for p in source.files_below(folder)} for folder in self.adapters)
@@ -85,7 +97,7 @@ class Merge:
         return {
             "engine": ENGINE,
             "options": asdict(self.options),
-            "base": {"headers": headers, "shards": {c.file: list(source.stamp((self.base / c.file).stat())) for c in self.catalogs}},
+            "base": {"headers": headers, "shards": {c.file: list(self.base_stamps[c.file]) for c in self.catalogs}},
             "adapters": [
                 {"digest": source.folder_digest(files), "files": files, "weight": adapter.weight}
                 for files, adapter in zip(self.adapter_files, self.opened, strict=True)

@@ -54,6 +54,12 @@ def deepseek(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.fixture(scope="session")
+def deepseek_experts(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Three layers; a ColossalAI-style adapter on every dense, shared and routed expert."""
+    return _pair(tmp_path_factory.mktemp("deepseek-experts"), "deepseek-v3", style="colossalai")
+
+
+@pytest.fixture(scope="session")
 def deep_room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("deepseek-61")
 

@@ -1,7 +1,7 @@
-"""What a merge must give, written a second time: float64 W + s·B·A rounded once, and names found by marking, not by any mapping.
+"""What a merge must give, written a second time: float64 W + s·B·A by the textbook, rounded once.
 
-Shares nothing with merge or certify: it reads with safetensors, and learns which disk tensor an adapter's module is by setting that
-tensor to a constant, loading the checkpoint with transformers, and looking which parameter became constant.
+Shares nothing with merge or certify: it reads with safetensors, and takes each module's disk key from its caller. `marked_parameter` checks
+such a key without any mapping: set the tensor to a constant, load with transformers, look which parameter became constant.
 """
 
 import json

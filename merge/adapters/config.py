@@ -50,6 +50,10 @@ class Settings:
         alpha = _pattern_value(self.alpha_pattern, path, self.alpha, "alpha_pattern")
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
+    def saves(self, path: str) -> bool:
+        """True where PEFT would have trained this module whole."""
+        return bool(self.modules_to_save) and _named(self.modules_to_save, path)
+
     def targets(self, path: str) -> bool:
         """True where PEFT would have put LoRA on this module."""
         return (
@@ -72,17 +76,17 @@ def read(config: Mapping[str, Any]) -> Settings:
         )
     try:
         return _settings(config)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, re.error) as error:
         raise AdapterError(f"adapter_config.json cannot be read: {error}. {NOTHING_WRITTEN}") from error
 
 
 def _settings(config: Mapping[str, Any]) -> Settings:
     return Settings(
-        rank=int(config.get("r", DEFAULT_RANK)),
-        alpha=float(config.get("lora_alpha", DEFAULT_RANK)),
-        rslora=bool(config.get("use_rslora", False)),
-        rank_pattern={key: int(value) for key, value in (config.get("rank_pattern") or {}).items()},
-        alpha_pattern={key: float(value) for key, value in (config.get("alpha_pattern") or {}).items()},
+        rank=_rank(config.get("r", DEFAULT_RANK)),
+        alpha=_number(config.get("lora_alpha", DEFAULT_RANK)),
+        rslora=_switch(config.get("use_rslora")),
+        rank_pattern={_regex(key): _rank(value) for key, value in (config.get("rank_pattern") or {}).items()},
+        alpha_pattern={_regex(key): _number(value) for key, value in (config.get("alpha_pattern") or {}).items()},
         target_modules=_names(config.get("target_modules")),
         exclude_modules=_names(config.get("exclude_modules")),
         layers=_layers(config),
@@ -98,9 +102,33 @@ def _understood(field: str, value: object) -> bool:
     return field in CONSUMED or field in WITHOUT_EFFECT or not value
 
 
+def _number(value: object) -> float:
+    """A finite number: Python's JSON also reads NaN, which some kernels take for 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"a finite number was expected, found {value!r}")
+    return float(value)
+
+
+def _rank(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"a rank of at least 1 was expected, found {value!r}")
+    return value
+
+
+def _switch(value: object) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"true or false was expected, found {value!r}")
+    return bool(value)
+
+
+def _regex(pattern: str) -> str:
+    re.compile(pattern)
+    return pattern
+
+
 def _names(value: object) -> tuple[str, ...] | str:
     if value is None or isinstance(value, str):
-        return value or ()
+        return _regex(value) if value else ()
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return tuple(value)
     raise ValueError(f"a name, a pattern or a list of names was expected, found {value!r}")

@@ -1,5 +1,6 @@
 """Adapters for the proxies: one really trained with PEFT, one as ColossalAI saves it."""
 
+import functools
 import json
 import warnings
 from collections.abc import Iterator
@@ -40,30 +41,28 @@ def make_adapter(base: Path, out: Path, *, style: str = "peft", steps: int = 6, 
         raise MergeError(f"{base}: no config.json there; make one with `python -m merge proxy`. Nothing was written.")
     if out.exists() and any(out.iterdir()):
         raise MergeError(f"{out} is not empty. Nothing was written.")
-    out.mkdir(parents=True, exist_ok=True)
-    if style == "peft":
-        _train(base, out, steps, seed)
-    else:
-        _write_colossalai(base, out, seed)
+    write = functools.partial(_train, steps=steps) if style == "peft" else _write_colossalai
+    with _one_quiet_thread():
+        write(base, out, seed=seed)
     for path in out.iterdir():
         path.chmod(0o644)
     return out
 
 
-def _train(base: Path, out: Path, steps: int, seed: int) -> None:
-    """A few real optimiser steps, one thread, so that the same seed gives the same bytes."""
+def _train(base: Path, out: Path, *, steps: int, seed: int) -> None:
+    """A few real optimiser steps, saved by PEFT."""
     import peft
 
-    with _one_quiet_thread():
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        targets = TARGETS.get(model.config.model_type, "all-linear")
-        config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM")
-        trained = peft.get_peft_model(model, config)
-        _steps(trained, steps, model.config.vocab_size)
-        _refuse_faint(trained)
-        trained.peft_config["default"].base_model_name_or_path = base.name  # no path of this machine in the file
-        trained.save_pretrained(out, save_embedding_layers=False)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    targets = TARGETS.get(model.config.model_type, "all-linear")
+    trained = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM"))
+    _steps(trained, steps, model.config.vocab_size)
+    _refuse_faint(trained)
+    config = trained.peft_config["default"]
+    config.base_model_name_or_path = base.name  # no path of this machine in the file
+    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order is another in every process
+    trained.save_pretrained(out, save_embedding_layers=False)
     (out / "README.md").unlink()  # PEFT's card lists its tags in the order of a set: other bytes every time
 
 
@@ -100,10 +99,10 @@ def _refuse_faint(trained: Any) -> None:
         if hasattr(module, "lora_A") and hasattr(module, "get_delta_weight"):
             rho = float(module.get_delta_weight("default").norm() / module.get_base_layer().weight.norm())
             if rho < MIN_RHO:
-                raise MergeError(f"{name}: ‖Δ‖/‖W‖ is {rho:.1e}, below {MIN_RHO:g}; train for more steps")
+                raise MergeError(f"{name}: ‖Δ‖/‖W‖ is {rho:.1e}, below {MIN_RHO:g}; train for more steps. Nothing was written.")
 
 
-def _write_colossalai(base: Path, out: Path, seed: int) -> None:
+def _write_colossalai(base: Path, out: Path, *, seed: int) -> None:
     """gate, up and down of every dense MLP, shared and routed expert; never the MTP layer; bf16 factors of ‖Δ‖/‖W‖ = 0.1."""
     config = json.loads((base / "config.json").read_text())
     generator, tensors = torch.Generator().manual_seed(seed + 1), {}
@@ -119,7 +118,8 @@ def _write_colossalai(base: Path, out: Path, seed: int) -> None:
                     tensors[f"base_model.model.{module}.lora_A.weight"] = a.bfloat16()
                     tensors[f"base_model.model.{module}.lora_B.weight"] = b.bfloat16()
     if not tensors:
-        raise MergeError(f"{base}: no gate_proj, up_proj or down_proj there")
+        raise MergeError(f"{base}: no gate_proj, up_proj or down_proj there. Nothing was written.")
+    out.mkdir(parents=True, exist_ok=True)
     torch.save(tensors, out / "adapter_model.bin")
     (out / "adapter_config.json").write_text(json.dumps(_colossalai_config(base), indent=2) + "\n")
 

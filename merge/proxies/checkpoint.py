@@ -23,7 +23,8 @@ CHAT = "{% for message in messages %}{{ message['role'] }}: {{ message['content'
 def make_checkpoint(family: str, out: Path, *, layers: int | None = None, seed: int = 0) -> Path:
     """Write one proxy checkpoint (under 20 MB, within seconds) and return its directory.
 
-    family  "deepseek-v3", "llama", "qwen2" or "gpt2"      layers  decoder layers; deepseek-v3 is meant for 3 and 61
+    family  "deepseek-v3", "llama", "qwen2" or "gpt2"
+    layers  decoder layers, 3 unless given; with 61, deepseek-v3 has as many as the real one
 
     Raises MergeError if the family is unknown or `out` is not empty.
     """

@@ -52,10 +52,10 @@ def deepseek_v3(layers: int) -> Family:
 
     With 61 layers the MTP layer is `model.layers.61`, which transformers drops without a word, as it does for the real one.
     """
-    dims = DEEP if layers == 61 else WIDE
+    dims = WIDE if layers <= WIDE_LAYERS else DEEP
     config = {**DEEPSEEK, **dims, "num_hidden_layers": layers}
     tensors = tuple(_deepseek_tensors(config))
-    return Family(config, tensors, shards=6 if layers == 61 else 4, shard_name="model-{:05d}-of-{:06d}.safetensors")
+    return Family(config, tensors, shards=6 if dims is DEEP else 4, shard_name="model-{:05d}-of-{:06d}.safetensors")
 
 
 FAMILIES: dict[str, tuple[Callable[[int], Family], int]] = {
@@ -93,6 +93,7 @@ DEEPSEEK: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": VOCABULARY,
 }
+WIDE_LAYERS = 6  # more than these take DEEP's dimensions, so that every proxy stays below 20 MB
 WIDE: dict[str, int] = {
     "hidden_size": 256,
     "intermediate_size": 384,

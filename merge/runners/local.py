@@ -127,6 +127,7 @@ class LocalRunner:
             torch.set_num_threads(before)
         if failures:
             raise failures[0]
+        assert all(checksums), "every slab has been written"
         return checksums
 
     def _slab(self, job: Job, start: int, stop: int, buffers: "Buffers", descriptor: int) -> str:
@@ -170,7 +171,7 @@ def matches(shard: ShardPlan, record: ShardRecord, written: Reader) -> bool:
 
     written  reads the output directory
     """
-    if record.size != shard.size or len(record.blocks) != shard.blocks:
+    if not record.size == shard.size == written.size(shard.file) or len(record.blocks) != shard.blocks:
         return False
     recorded = iter(record.blocks)
     buffers = Buffers()

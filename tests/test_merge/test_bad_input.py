@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,29 @@ def _evil_pickle(room: Room) -> None:
     torch.save({"a": Path}, room.adapter / "adapter_model.bin")
 
 
+def _compressed(room: Room) -> None:
+    _as_pickle(room)
+    path = room.adapter / "adapter_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def _as_pickle(room: Room) -> None:
+    tensors = load_file(room.adapter / "adapter_model.safetensors")
+    (room.adapter / "adapter_model.safetensors").unlink()
+    torch.save(tensors, room.adapter / "adapter_model.bin")
+
+
+def _far_token(room: Room) -> None:
+    path = room.base / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"].append({"id": 99_999, "content": "<far>", "special": True})
+    path.write_text(json.dumps(content))
+
+
 def _other_model(tensors: dict[str, torch.Tensor]) -> None:
     for name in list(tensors):
         tensors[name.replace("self_attn", "attention")] = tensors.pop(name)
@@ -144,12 +168,19 @@ BAD: dict[str, tuple[Callable[[Room], object], str]] = {
     "missing lora_B": (lambda r: r.tensors(lambda t: t.pop(f"{Q}.lora_B.weight")), "no lora_B"),
     "truncated adapter": (
         lambda r: r.tensors(lambda t: [t.pop(f"{Q}.lora_{half}.weight") for half in "AB"]),
-        "1 of 21 modules that target_modules names have no tensors",
+        "1 of 21 weights that target_modules or modules_to_save names have no tensors",
     ),
     "wrong rank": (lambda r: r.tensors(_rank), "the configuration says"),
     "NaN in the adapter": (lambda r: r.tensors(_nan), "NaN or infinite"),
     "another model's adapter": (lambda r: r.tensors(_wider), "make a delta of shape"),
     "DoRA": (lambda r: r.config(use_dora=True), "use_dora = True"),
+    "alpha that is no number": (lambda r: r.config(lora_alpha=float("nan")), "a finite number was expected, found nan"),
+    "switch that is a word": (lambda r: r.config(use_rslora="false"), "true or false was expected"),
+    "rank 0": (lambda r: r.config(r=0), "a rank of at least 1"),
+    "pattern that is no regex": (lambda r: r.config(alpha_pattern={"(": 2}), "cannot be read"),
+    "trained head that is not in the file": (lambda r: r.config(modules_to_save=["lm_head"]), "1 of 22 weights"),
+    "compressed pickle": (_compressed, "compressed or big-endian"),
+    "token beyond the embedding": (_far_token, "lies beyond the embedding's 320 rows"),
     "unknown field": (lambda r: r.config(next_year=1), "next_year = 1"),
     "legacy pickle": (_legacy, r"Convert it where you trust it:\n  python -c"),
     "pickle with code": (_evil_pickle, "not a file of plain tensors"),
@@ -211,6 +242,41 @@ def test_options_that_are_not_built_yet_end_with_2_and_are_named(option: list[st
     assert result.exit_code == 2
     assert named in result.output
     assert not room.out.exists()
+
+
+@pytest.mark.parametrize("options", [{"output_dtype": "bfloat16"}, {"block_mib": 0}, {"workers": -1}], ids=str)
+def test_options_of_the_python_interface(options: dict[str, Any], room: Room) -> None:
+    with pytest.raises(MergeError, match=r"Nothing was written"):
+        merge.merge(room.base, room.adapter, room.out, **options)
+    assert not room.out.exists()
+
+
+def test_another_dtype_for_a_quantised_base(room: Room) -> None:
+    tensors = load_file(room.shard)
+    name = "model.embed_tokens.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, room.shard, metadata={"format": "pt"})
+    with pytest.raises(MergeError, match=r"1 tensors are quantised(.|\n)*Nothing was written"):
+        merge.merge(room.base, room.adapter, room.out, output_dtype="fp32")
+    assert merge.merge(room.base, room.adapter, room.out).tensors["merged"] == 21
+
+
+def test_a_pickle_is_merged_to_the_same_bytes(room: Room, llama: SimpleNamespace) -> None:
+    merge.merge(llama.base, llama.adapter, room.out)
+    _as_pickle(room)
+    merge.merge(llama.base, room.adapter, room.out.with_name("pickled"))
+    for shard in room.out.glob("*.safetensors"):
+        assert shard.read_bytes() == (room.out.with_name("pickled") / shard.name).read_bytes()
+
+
+def test_a_missing_expert_is_seen(deepseek_experts: SimpleNamespace, tmp_path: Path) -> None:
+    adapter = shutil.copytree(deepseek_experts.adapter, tmp_path / "adapter")
+    tensors = torch.load(adapter / "adapter_model.bin", weights_only=True)
+    kept = {name: value for name, value in tensors.items() if ".experts.3." not in name}
+    assert len(kept) < len(tensors)
+    torch.save(kept, adapter / "adapter_model.bin")
+    with pytest.raises(MergeError, match=r"have no tensors in the adapter(.|\n)*experts\.3\."):
+        merge.merge(deepseek_experts.base, adapter, tmp_path / "out")
 
 
 def test_plan_refuses_as_run_does(room: Room) -> None:

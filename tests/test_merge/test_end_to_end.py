@@ -1,7 +1,8 @@
 """The main job: base and adapter in, a checkpoint out that is what it must be, by a reference that shares nothing with us."""
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import merge
+from certify.finding import Outcome
 from certify.judge import judge
 from certify.verdict import Verdict
 from tests import reference
@@ -91,7 +93,30 @@ def test_the_giant_in_small_keeps_every_tensor(adapter: str, request: pytest.Fix
     assert certificate.level == "weights"
 
 
-def test_why_we_exist(deep: Any, tmp_path: Path) -> None:
+class Heard(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """What transformers logs as a warning or worse; the other tests silence it."""
+    logger, handler = logging.getLogger("transformers"), Heard()
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    yield handler.said
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+def test_why_we_exist(deep: Any, heard: list[str], tmp_path: Path) -> None:
     """The usual route drops the MTP layer of a 61-layer DeepSeek-V3 without a word; the gate names what is gone."""
     model, report = transformers.AutoModelForCausalLM.from_pretrained(deep.base, dtype=torch.bfloat16, output_loading_info=True)
     assert not report["missing_keys"]
@@ -99,12 +124,16 @@ def test_why_we_exist(deep: Any, tmp_path: Path) -> None:
     peft.PeftModel.from_pretrained(model, deep.adapter).merge_and_unload().save_pretrained(tmp_path / "peft")
     lost = reference.weights(deep.base).keys() - reference.weights(tmp_path / "peft").keys()
     assert len(lost) == 32
+    assert not [line for line in heard if "layers.61" in line]
     assert all(name.startswith("model.layers.61.") for name in lost)
     certificate = judge(deep.base, deep.adapter, tmp_path / "peft")
     assert certificate.verdict is Verdict.REJECTED
     assert "32" in certificate.reason
     assert "model.layers.61" in certificate.reason
     assert lost <= {finding.subject for finding in certificate.findings if finding.code == "C2"}
+    by_its_own_rounding = judge(deep.base, deep.adapter, tmp_path / "peft", criterion="peft")
+    failed = {(found.code, found.subject) for found in by_its_own_rounding.findings if found.outcome is Outcome.FAILED}
+    assert {subject for code, subject in failed if code in ("C2", "C3", "C4")} == lost  # every other tensor is as PEFT should leave it
 
 
 @pytest.fixture

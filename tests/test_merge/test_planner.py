@@ -124,14 +124,15 @@ def test_slabs_depend_on_the_option_alone(block: int) -> None:
     ("given", "table", "sentence"),
     [
         ((*GIVEN, tensor("gone.lora_A.weight", (2, 4)), tensor("gone.lora_B.weight", (6, 2))), TABLE, "2 adapter tensors have no place"),
-        (GIVEN[2:], TABLE, "1 of 2 modules that target_modules names have no tensors"),
+        (GIVEN[2:], TABLE, "1 of 3 weights that target_modules or modules_to_save names have no"),
+        (GIVEN[:4], TABLE, "1 of 3 weights(.|\n)*router.bias"),
         ((*GIVEN[:4], tensor("router.bias", (4,))), TABLE, "replaces it by a tensor of shape"),
         ((tensor("a.lora_A.weight", (2, 5)), *GIVEN[1:]), TABLE, "make a delta of shape|incomplete|two contributions"),
         (GIVEN, replace(TABLE, tied={"a.weight": "x"}), "shares its storage"),
         (GIVEN, replace(TABLE, weights=tuple(replace(w, layout="other") for w in TABLE.weights)), "not a linear layer"),
         ((*GIVEN[:2], *(replace(t, dtype="I64") for t in GIVEN[2:4]), GIVEN[4]), TABLE, "adapter tensors of this dtype"),
     ],
-    ids=["stranger", "truncated", "replacement", "shape", "tied", "layout", "dtype"],
+    ids=["stranger", "truncated", "saved", "replacement", "shape", "tied", "layout", "dtype"],
 )
 def test_what_does_not_fit_is_refused(given: tuple[Tensor, ...], table: NameTable, sentence: str) -> None:
     with pytest.raises(AdapterError, match=sentence) as refusal:

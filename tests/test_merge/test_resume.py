@@ -186,6 +186,77 @@ def test_a_finished_shard_that_was_damaged_since_is_written_again(pair: tuple[Pa
     assert content(out) == whole
 
 
+def test_a_finished_shard_that_was_truncated_since_is_written_again(pair: tuple[Path, Path], whole: dict[str, bytes], out: Path) -> None:
+    _half(pair, out)
+    shard = out / output.status(out).done[0]
+    os.truncate(shard, shard.stat().st_size // 2)
+    run(work(pair, out))
+    assert content(out) == whole
+
+
+@pytest.mark.parametrize("which", ["base", "adapter"])
+def test_inputs_that_change_during_the_run_are_noticed(which: str, pair: tuple[Path, Path], out: Path) -> None:
+    copies = tuple(shutil.copytree(folder, out.with_name(f"{folder.name}-{out.name}")) for folder in pair)
+    changed = max(copies[0].glob("*.safetensors")) if which == "base" else copies[1] / "adapter_model.safetensors"
+    sink = Sink(out)
+    commit = sink.commit
+
+    def commit_and_change(file: str, descriptor: int) -> None:
+        commit(file, descriptor)
+        changed.write_bytes(changed.read_bytes())
+
+    sink.commit = commit_and_change  # type: ignore[method-assign]
+    try:
+        with pytest.raises(WriteError, match=r"changed"):
+            run(work(copies, out), sink)
+        assert not (out / "merge-manifest.json").exists()
+    finally:
+        for folder in copies:
+            shutil.rmtree(folder)
+
+
+def test_an_output_finished_in_the_meantime_is_not_overwritten(pair: tuple[Path, Path], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process finishes between our look at OUT and our lock."""
+    refuse = output.refuse_full_disk
+
+    def meanwhile(task: Merge) -> None:
+        refuse(task)
+        monkeypatch.setattr(output, "refuse_full_disk", refuse)
+        run(work(pair, out, output_dtype="fp32"))
+
+    monkeypatch.setattr(output, "refuse_full_disk", meanwhile)
+    with pytest.raises(OutputError, match="finished by another process"):
+        run(work(pair, out))
+    assert output.status(out).state == "finished"
+
+
+def test_a_finished_output_of_another_base_or_a_damaged_one_is_refused(pair: tuple[Path, Path], out: Path) -> None:
+    base = shutil.copytree(pair[0], out.with_name(f"base-{out.name}"))
+    try:
+        run(work((base, pair[1]), out))
+        os.utime(next(base.glob("*.safetensors")))
+        with pytest.raises(OutputError, match="another base"):
+            run(work((base, pair[1]), out))
+        next(out.glob("*.safetensors")).unlink()
+        os.utime(out / "merge-manifest.json")
+        with pytest.raises(OutputError, match="is not what the manifest says"):
+            run(work((base, pair[1]), out))
+    finally:
+        shutil.rmtree(base)
+
+
+@pytest.mark.parametrize("name", ["../victim", "/victim"])
+def test_clean_removes_nothing_outside(name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.touch()
+    (tmp_path / "out" / STATE).mkdir(parents=True)
+    named = name if name.startswith("..") else str(victim)
+    (tmp_path / "out" / STATE / "journal.jsonl").write_text(json.dumps({"files": [named]}) + "\n")
+    with pytest.raises(OutputError, match="lies outside it"):
+        output.clean(tmp_path / "out")
+    assert victim.exists()
+
+
 def test_a_second_process_is_refused(pair: tuple[Path, Path], out: Path) -> None:
     _half(pair, out)
     with (out / STATE / "lock").open() as lock:
