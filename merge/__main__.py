@@ -68,6 +68,8 @@ def run(
     """Merge an adapter into a checkpoint, or continue a merge that stopped."""
     began = time.monotonic()
     _refuse_unbuilt({"--weight": weight, "--rounds": rounds, "--seed": seed, "--link": link, "--device cuda": device != "cpu"})
+    if metrics_file and not metrics_file.resolve().parent.is_dir():
+        usage(f"--metrics-file {metrics_file}: there is no such directory")
     work = _work(base, adapter, out, output_dtype, rounding, block_mib)
     from merge import display, engine
     from merge.monitor import Monitor

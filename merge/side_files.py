@@ -99,10 +99,10 @@ def index(weight_map: Mapping[str, str], total_size: int, before: Path) -> bytes
 
 def card(base: Path, adapters: Iterable[Path], counts: Mapping[str, int]) -> bytes:
     """The model card: hub metadata that names base and adapters, what was merged, and the base's own card below."""
-    names = [adapter.resolve().name for adapter in adapters]
+    names = [_name(adapter) for adapter in adapters]
     own = (base / CARD).read_text(errors="replace") if (base / CARD).is_file() else ""
     front, body = _front_matter(own)
-    base_name = base.resolve().name
+    base_name = _name(base)
     head = ["---", f"base_model: {json.dumps(base_name)}", "base_model_relation: merge", *front, "---", ""]
     text = [
         f"# {base_name} + {', '.join(names)}",
@@ -113,6 +113,12 @@ def card(base: Path, adapters: Iterable[Path], counts: Mapping[str, int]) -> byt
     ]
     below = ["", f"## The card of {base_name}", "", body.strip(), ""] if body.strip() else [""]
     return "\n".join(head + text + below).encode()
+
+
+def _name(folder: Path) -> str:
+    """What a person calls a checkpoint: org/name where it lies in a hub cache (models--org--name/snapshots/…), else the folder's name."""
+    cached = [part for part in folder.resolve().parts if part.startswith("models--")]
+    return "/".join(cached[-1].split("--")[1:]) if cached else folder.resolve().name
 
 
 def _front_matter(text: str) -> tuple[list[str], str]:

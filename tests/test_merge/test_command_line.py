@@ -84,3 +84,21 @@ def test_a_process_refuses_with_a_sentence_and_never_imports_peft(places: list[s
     assert refused.stderr.startswith("OutputError: ")
     assert refused.stderr.rstrip().endswith("Nothing was written.")
     assert "Traceback" not in refused.stderr
+
+
+def test_the_card_names_base_and_adapter_and_keeps_the_bases_own(places: list[str], tmp_path: Path) -> None:
+    invoke("run", *places, "--quiet")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith('---\nbase_model: "base"\nbase_model_relation: merge\nlicense: mit\n---\n')
+    assert "`peft`" in card
+    assert "Random weights in the real structure" in card
+
+
+def test_a_hub_cache_is_called_by_its_name(llama: SimpleNamespace, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--deepseek-ai--DeepSeek-V3" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    for path in llama.base.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    invoke("run", f"--base={snapshot}", f"--adapter={llama.adapter}", f"--out={tmp_path / 'out'}", "--quiet")
+    assert 'base_model: "deepseek-ai/DeepSeek-V3"' in (tmp_path / "out" / "README.md").read_text()
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_symlink()]
