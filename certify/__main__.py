@@ -39,12 +39,12 @@ def run(
     weight: Annotated[list[float] | None, typer.Option(metavar="W", help="Factor of each adapter, in their order.")] = None,
     criterion: Annotated[str, typer.Option(metavar="|".join(CRITERIA), help="Which rounding is right.")] = "nearest",
     output_dtype: Annotated[str, typer.Option(metavar="|".join(OUTPUT_DTYPES), help="Declared transform of the stored dtype.")] = "same",
-    level: Annotated[str, typer.Option(metavar="|".join(LEVELS), help="What exit code 0 requires; weights is built.")] = "weights",
+    level: Annotated[str, typer.Option(metavar="|".join(LEVELS), help="What exit code 0 requires: weights or modules.")] = "weights",
     only: Annotated[str | None, typer.Option(metavar="PATTERN", help="Judge matching subjects only; never CERTIFIED.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write certificate.json, junit.xml and index.html there.")] = None,
-    min_retention: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    min_retention: Annotated[float, typer.Option(metavar="R", help="Least share of the adapter's change in the stored weights.")] = 0.5,
     accept: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
-    base_digest: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    base_digest: Annotated[str | None, typer.Option(metavar="D", help="Folder digest that the base must have.")] = None,
     device: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
 ) -> None:
     """Judge a merged checkpoint, in a process that the checkpoint cannot configure.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # imports torch, which takes seconds
     from certify.examination import Examination
 
 FILES = "files"  # the group of the checkpoint's files
+SELF_CHECK = "self-check"  # the group of the items about the gate itself
 ACCOUNTS = "adapter"  # the item that asks whether every adapter tensor was consumed
 EVIDENCE = "certify"  # the user property in which findings travel from the process that examined to the one that tells
 SPOKEN = 25  # failures told in full; the others in one line, since nobody reads a thousand
@@ -75,7 +76,7 @@ class Group(pytest.Collector):
 
 
 class Subject(pytest.Item):
-    """One tensor, one file, or the adapter's accounts."""
+    """One tensor, one file, the adapter's accounts, or the gate itself."""
 
     spoken = 0
 

@@ -13,6 +13,7 @@ class Outcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     NOT_INTERPRETED = "not interpreted"  # the gate does not know this encoding, adapter kind or config field
+    UNDECIDED = "undecided"  # the check cannot tell right from wrong here; another one must
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Finding:
 
     code      stable identifier of the check, "C1" … "C10"
     subject   name of the tensor, or of the file relative to its directory
-    outcome   passed, failed or not interpreted
+    outcome   passed, failed, not interpreted or undecided
     sentence  what was found, what was expected and the usual cause; empty where the check passed
     figures   numbers that a person can weigh (JSON scalars), e.g. elements beyond the bound, worst element
     """

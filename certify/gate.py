@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from certify import report as reports
-from certify.collect import ACCOUNTS, EVIDENCE, FILES, Subject, Suite
+from certify.collect import ACCOUNTS, EVIDENCE, FILES, SELF_CHECK, Subject, Suite
 from certify.errors import UsageError
 from certify.finding import Finding, Outcome
 from certify.report import summary
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imports torch, which takes seconds
     from certify.examination import Examination
     from certify.verdict import Certificate
 
-SUITES = ("test_files.py", "test_tensors.py")
+SUITES = ("test_files.py", "test_tensors.py", "test_selfcheck.py")
 USAGE, ERROR, INCOMPLETE = 4, 3, 10  # process exit codes
 
 
@@ -56,7 +56,7 @@ class Gate:
         except (UsageError, OSError) as error:
             raise pytest.UsageError(f"certify: {error}") from error
         self.left.update(identifier(shard) for shard, _ in self.examination.tensors)
-        self.left[FILES] = len(self.examination.files)
+        self.left[FILES] = len(self.examination.files) + len(self.examination.side_files)
         self.total = dict(self.left)
 
     @pytest.hookimpl(tryfirst=True)
@@ -144,7 +144,7 @@ class Gate:
         findings = [finding for found in self.findings.values() for finding in found]
         self.certificate = self.examination.certificate(findings, run=len(self.findings), crashed=crashed)
         if self.report is not None:
-            reports.write(self.certificate, findings, self.report)
+            reports.write(self.certificate, self.certificate.findings, self.report)
         if self.certificate.exit_code == 0 and status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             return status if status == pytest.ExitCode.TESTS_FAILED else INCOMPLETE  # tests that are not ours were run too
         return self.certificate.exit_code
@@ -162,7 +162,7 @@ class Gate:
         self.left[group] -= 1
         self.failed[group] += any(finding.outcome is Outcome.FAILED for finding in found)
         reporter = self.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None and self.left[group] == 0 and group != ACCOUNTS:
+        if reporter is not None and self.left[group] == 0 and group not in (ACCOUNTS, SELF_CHECK):
             reporter.ensure_newline()
             sign, colour = ("✗", "red") if self.failed[group] else ("✓", "green")
             told = f", {self.failed[group]:,} failed" if self.failed[group] else ""

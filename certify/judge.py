@@ -24,6 +24,8 @@ def judge(
     output_dtype: str = "same",
     level: str = "weights",
     only: str | None = None,
+    min_retention: float = 0.5,
+    base_digest: str | None = None,
 ) -> "Certificate":
     """Judges one merged checkpoint. The arguments mean what `Request` says; adapter None: located through the manifest.
 
@@ -32,7 +34,8 @@ def judge(
     from certify.examination import Examination
 
     adapters = () if adapter is None else (adapter,) if isinstance(adapter, Path) else tuple(adapter)
-    examination = Examination(Request(base, merged, adapters, tuple(weights), criterion, output_dtype, level, only))
+    terms = (tuple(weights), criterion, output_dtype, level, only, min_retention, base_digest)
+    examination = Examination(Request(base, merged, adapters, *terms))
     findings: list[Finding] = []
     run = 0
     for subject, ask in _questions(examination):
@@ -48,6 +51,10 @@ def judge(
 def _questions(examination: "Examination") -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
     for name in examination.files:
         yield name, partial(examination.examine_file, name)
+    for name in examination.side_files:
+        yield name, partial(examination.examine_side_file, name)
     yield "adapter", examination.examine_adapter
     for _, name in examination.tensors:
         yield name, partial(examination.examine_tensor, name)
+    for subject in examination.self_checks:
+        yield subject, partial(examination.examine_itself, subject)

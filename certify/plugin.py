@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 
 from certify.command import words
-from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES, Request
+from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES, REACHED, Request
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGURATIONS = (PACKAGE / "pytest.ini", PACKAGE.parent / "pyproject.toml")  # the gate's own; the checkout's, if checkpoints lie in it
 UNBUILT = {
-    "--min-retention": "fail below this retention of the fine-tune",
     "--accept": "file of declared differences",
-    "--base-digest": "the digest that the base must have",
     "--device": "where to compute",
 }
 ASK = """Ask about a checkpoint:
@@ -36,6 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--criterion", choices=CRITERIA, default="nearest", help="which rounding is right (default: nearest)")
     add("--output-dtype", choices=OUTPUT_DTYPES, default="same", help="declared transform of the stored dtype (default: same)")
     add("--level", choices=LEVELS, default="weights", help="what exit code 0 requires (default: weights)")
+    add("--min-retention", metavar="R", type=float, default=0.5, help="least share of Δ in the stored weights (default: 0.5)")
+    add("--base-digest", metavar="D", help="the folder digest that the base must have (64 hex digits)")
     add("--only", metavar="PATTERN", help="judge only subjects that match; the verdict is INCOMPLETE")
     add("--report", metavar="DIR", help="write certificate.json, junit.xml and index.html there")
     for name, meaning in UNBUILT.items():
@@ -58,8 +58,12 @@ def pytest_configure(config: pytest.Config) -> None:
     request = _request(option)
     _refuse_foreign_configuration(config, request)
     report = _report(option.report, request)
+    from hypothesis import settings
+
     from certify.gate import Gate
 
+    settings.register_profile("certify", derandomize=True, deadline=None, database=None)  # same run, same cases, from a wheel as well
+    settings.load_profile("certify")
     config.pluginmanager.register(Gate(config, request, report), "certify.gate")
 
 
@@ -81,8 +85,8 @@ def _request(option: object) -> Request:
         return Path(text).expanduser().absolute()
 
     given = vars(option)
-    if given["level"] != "weights":
-        raise pytest.UsageError(f"--level {given['level']}: not built yet; this version reaches weights")
+    if given["level"] not in REACHED:
+        raise pytest.UsageError(f"--level {given['level']}: not built yet; this version reaches {' and '.join(REACHED)}")
     if given["weight"] and len(given["weight"]) != len(given["adapter"]):
         raise pytest.UsageError(f"{len(given['weight'])} --weight for {len(given['adapter'])} --adapter: give one each, or none")
     return Request(
@@ -92,7 +96,10 @@ def _request(option: object) -> Request:
         weights=tuple(given["weight"]),
         criterion=given["criterion"],
         output_dtype=given["output_dtype"],
+        level=given["level"],
         only=given["only"],
+        min_retention=given["min_retention"],
+        base_digest=given["base_digest"],
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 CRITERIA = ("nearest", "peft", "faithful")
 LEVELS = ("weights", "modules", "layers", "logits")
+REACHED = LEVELS[:2]  # those that this version has
 OUTPUT_DTYPES = ("same", "bf16", "fp16", "fp32")
 
 
@@ -18,6 +19,8 @@ class Request:
     criterion      which rounding is right: "nearest" (one rounding), "peft" (also PEFT's double roundings)
     output_dtype   the declared transform of the stored dtype
     level          what exit code 0 requires
+    min_retention  least share of the adapter's change that must be in the stored weights (C8)
+    base_digest    the folder digest that the base must have, 64 hex digits; None: any
     only           fnmatch pattern; subjects outside it are not judged and the verdict is INCOMPLETE
     """
 
@@ -29,3 +32,5 @@ class Request:
     output_dtype: str = "same"
     level: str = "weights"
     only: str | None = None
+    min_retention: float = 0.5
+    base_digest: str | None = None

@@ -7,11 +7,15 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from certify.checks.c6_selfcheck import self_check
+from certify.checks.c7_side_files import IDENTITY
+from certify.checks.c8_fidelity import distribution
 from certify.command import words
+from certify.expect.identity import base_identity
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.folder import folder_digest, regular_files, sha256
-from certify.verdict import NOT_JUDGED, TITLES, Verdict
+from certify.verdict import TITLES, Verdict, not_judged
 
 if TYPE_CHECKING:
     from certify.examination import Examination
@@ -25,8 +29,9 @@ PACKAGES = ("mergegate", "torch", "peft", "transformers")
 
 def statement(examination: "Examination", findings: Sequence[Finding], verdict: Verdict, reason: str, run: int) -> dict[str, Any]:
     """The whole statement. Every file of the merged directory is read once more for its sha256."""
-    request, failed = examination.request, [finding for finding in findings if finding.outcome is not Outcome.PASSED]
+    request, failed = examination.request, [finding for finding in findings if finding.outcome not in (Outcome.PASSED, Outcome.UNDECIDED)]
     names = regular_files(request.merged)
+    left_out = {entry[0]: entry for entry in not_judged(request.level)}
     return {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": sha256(request.merged / name)}} for name in names],
@@ -37,13 +42,16 @@ def statement(examination: "Examination", findings: Sequence[Finding], verdict: 
             "reason": reason,
             "criterion": request.criterion,
             "output_dtype": request.output_dtype,
-            "base": _directory(examination.base),
+            "base": _directory(examination.base) | {"identity": _identity(examination, findings)},
             "adapters": _adapters(examination),
             "merged": _directory(examination.merged),
-            "checks": {code: {"title": title} | _counts(code, findings) for code, title in TITLES.items()},
-            "not_judged": [{"code": code, "title": title, "sentence": sentence} for code, title, sentence in NOT_JUDGED],
+            "checks": {code: {"title": title} | _counts(code, findings) for code, title in TITLES.items() if code not in left_out},
+            "not_judged": [{"code": code, "title": title, "sentence": sentence} for code, title, sentence in left_out.values()],
+            "self_check": self_check(findings),
+            "undecided": [f.subject for f in findings if f.code == "C5" and f.outcome is Outcome.UNDECIDED][:FAILURES_MAX],
             "coverage": {"expected": examination.expected, "run": run},
             "tensors": _tensors(examination),
+            "fidelity": distribution(findings, request.min_retention),
             "failures": [asdict(finding) for finding in failed[:FAILURES_MAX]],
             "failures_total": len(failed),
             "worst": _worst(findings),
@@ -57,6 +65,11 @@ def _directory(checkpoint: Checkpoint) -> dict[str, Any]:
     names = regular_files(checkpoint.directory)
     size = sum((checkpoint.directory / name).stat().st_size for name in names)
     return {"name": checkpoint.directory.resolve().name, "files": len(names), "bytes": size}
+
+
+def _identity(examination: "Examination", findings: Sequence[Finding]) -> dict[str, Any]:
+    proven = any(finding.subject == IDENTITY and finding.outcome is Outcome.PASSED for finding in findings)
+    return base_identity(examination.base.directory, examination.adapters, examination.request.base_digest, proven)
 
 
 def _adapters(examination: "Examination") -> list[dict[str, Any]]:

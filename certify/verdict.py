@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from certify.checks import c1_files, c2_completeness, c3_untouched, c4_merged
+from certify.checks import c1_files, c2_completeness, c3_untouched, c4_merged, c5_modules, c6_selfcheck, c7_side_files, c8_fidelity
 from certify.finding import Finding, Outcome
 
-TITLES: Final = {check.CODE: check.TITLE for check in (c1_files, c2_completeness, c3_untouched, c4_merged)}
+CHECKS = (c1_files, c2_completeness, c3_untouched, c4_merged, c5_modules, c6_selfcheck, c7_side_files, c8_fidelity)
+TITLES: Final = {check.CODE: check.TITLE for check in CHECKS}
 NOT_JUDGED: Final = (
-    ("C5", "module behaviour", "this version does not run modules: base + unmerged adapter against merged"),
-    ("C7", "side files", "this version does not compare configuration, tokenizer and chat template"),
-    ("C8", "retention", "this version reports how much of the fine-tune survived storage, but does not judge it"),
     ("C9", "layer behaviour", "this version does not run decoder layers"),
     ("C10", "logits", "this version does not compare logits"),
 )
@@ -57,21 +55,40 @@ class Certificate:
 
 def decide(findings: Sequence[Finding], *, run: int, expected: int, only: str | None, crashed: str | None) -> tuple[Verdict, str]:
     """The verdict and its reason; of several that fit, the one that comes first in the order of exit codes."""
-    failed = [finding for finding in findings if finding.outcome is Outcome.FAILED]
+    broken = [finding for finding in findings if finding.outcome is Outcome.FAILED and finding.code == c6_selfcheck.CODE]
+    failed = [finding for finding in findings if finding.outcome is Outcome.FAILED and finding not in broken]
     unknown = [finding for finding in findings if finding.outcome is Outcome.NOT_INTERPRETED]
     if crashed is not None:
         return Verdict.ERROR, f"the gate itself failed: {crashed}."
     if failed:
         return Verdict.REJECTED, _rejection(failed)
+    if broken:
+        return Verdict.INCOMPLETE, f"{broken[0].code} {broken[0].sentence}."
     if unknown:
         subjects = {finding.subject for finding in unknown}
         more = f" (and {len(subjects) - 1} more)" if len(subjects) > 1 else ""
         return Verdict.INCOMPLETE, f"{unknown[0].code} {unknown[0].subject}{more}: {unknown[0].sentence}."
+    if blind := undecided(findings):
+        return Verdict.INCOMPLETE, f"{blind[0].code} {blind[0].subject}: {blind[0].sentence}, and C4 did not pass."
     if only is not None:
         return Verdict.INCOMPLETE, f"only subjects that match {only!r} were judged: {run:,} of {expected:,}."
     if run < expected:
         return Verdict.INCOMPLETE, f"{run:,} of {expected:,} subjects were judged."
-    return Verdict.CERTIFIED, f"all {expected:,} subjects pass."
+    passed = [finding for finding in findings if finding.outcome is Outcome.PASSED]
+    warned = "".join(f"; {finding.code} warns: {finding.sentence}" for finding in passed if finding.sentence)
+    return Verdict.CERTIFIED, f"all {expected:,} subjects pass{warned}."
+
+
+def undecided(findings: Sequence[Finding]) -> list[Finding]:
+    """What a check could not tell and C4 did not settle: outputs that cannot tell block only there."""
+    settled = {finding.subject for finding in findings if finding.code == c4_merged.CODE and finding.outcome is Outcome.PASSED}
+    return [finding for finding in findings if finding.outcome is Outcome.UNDECIDED and finding.subject not in settled]
+
+
+def not_judged(level: str) -> list[tuple[str, str, str]]:
+    """(code, title, why) of every check that a run at this level leaves out."""
+    left = [] if level != "weights" else [(c5_modules.CODE, "module behaviour", "--level=modules runs each adapted module")]
+    return [*left, *NOT_JUDGED]
 
 
 def grouped(names: Iterable[str]) -> str:
@@ -100,6 +117,7 @@ def _rejection(failed: Sequence[Finding]) -> str:
             number = {"s": "s", "are": "are", "differ": "differ"} if len(subjects) > 1 else {"s": "", "are": "is", "differ": "differs"}
             detail = f" ({'the first: ' if len(subjects) > 1 else ''}{chosen[0].sentence})" if "missing" not in sentence else ""
             parts.append(f"{len(subjects):,} {sentence.format(**number)}: {grouped(subjects)}{detail}")
+    parts += [finding.sentence for finding in failed if finding.figures.get("whole")]
     merged = [finding for finding in failed if finding.code == "C4"]
     other = {finding.figures.get("passes_under") for finding in merged}
     hint = ""
@@ -121,6 +139,9 @@ def _kinds(failed: Sequence[Finding]) -> dict[str, list[Finding]]:
         "tensor{s} cannot be read": lost,
         "tensor{s} {are} not of the base": chosen("C2", "extra"),
         "tensor{s} of another shape or dtype": chosen("C2", "shape", "dtype"),
+        "tensor{s} did not keep the delta": [f for f in chosen("C8") if not f.figures.get("whole")],
+        "module{s} {are} answering wrongly": [f for f in chosen("C5") if f.subject not in {finding.subject for finding in off}],
         "file{s} {are} unsound or stray": chosen("C1"),
+        "side file{s} {are} not what base and adapter say": chosen("C7"),
         "fault{s} in the adapter's accounts": [finding for finding in chosen("C4") if finding not in off + lost],
     }

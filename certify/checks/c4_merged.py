@@ -1,19 +1,22 @@
 """C4: a tensor that the adapter touches is a right rounding of W + Δ; a tensor that it replaces is the adapter's."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from certify.bounds import Bound, Delta, bound, half_ulp
+from certify.diagnosis import diagnose
 from certify.errors import DamagedError
+from certify.expect.factors import factors
 from certify.expect.ledger import Part
+from certify.fidelity import Fidelity
 from certify.finding import Figure, Finding, Outcome
 from certify.inputs.adapter import AdapterTensor
 from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
+from certify.relatives import Relative
 from certify.request import CRITERIA
 
 CODE = "C4"
@@ -22,24 +25,29 @@ BLOCK = 1 << 19  # elements per block; its float64 twin has 4 MiB
 RATIO_MAX = 1e30  # what NaN and infinity count as
 
 
-def merged_tensor(subject: str, base: Stored, merged: Stored, parts: Sequence[Part], criterion: str) -> Finding:
+def merged_tensor(
+    subject: str, base: Stored, merged: Stored, parts: Sequence[Part], criterion: str, relatives: Callable[[], Iterable[Relative]] = tuple
+) -> Finding:
     """One touched matrix against the interval of `certify.bounds`, block of rows by block of rows.
 
-    Where it fails, the looser criteria are tried: the finding's figure `passes_under` names the first that would accept the tensor.
+    Where it fails, the looser criteria are tried (the finding's figure `passes_under` names the first that would accept the tensor), and
+    the cause is looked for; `relatives`: the touched tensors of the same shape, whose deltas may have landed here.
     """
     try:
-        deltas = [_factors(part) for part in parts]
-        tally = Tally(base.shape)
-        for row, ours, theirs in _blocks(base, merged):
-            tally.judge(row, ours, theirs, [_rows(delta, row, len(ours)) for delta in deltas], criterion)
+        deltas = [factors(part) for part in parts]
+        tally = Tally(base.shape, Fidelity.of(deltas, parts[0].orientation, noisy=criterion == "faithful"))
+        for row, ours, theirs in blocks(base, merged):
+            tally.judge(row, ours, theirs, [rows_of(delta, row, len(ours)) for delta in deltas], criterion)
         figures = tally.figures()
         if not tally.beyond:
             return Finding(CODE, subject, Outcome.PASSED, figures=figures)
         looser = (other for other in CRITERIA if other != criterion and _accepts(base, merged, deltas, other))
         figures["passes_under"] = next(looser, None)
+        cause = diagnose(base, merged, deltas, (tally.rows_beyond, tally.columns_beyond), criterion, relatives)
+        figures |= cause.figures()
     except DamagedError as error:
         return Finding(CODE, subject, Outcome.FAILED, str(error), {"unreadable": True})
-    return Finding(CODE, subject, Outcome.FAILED, tally.sentence(parts), figures)
+    return Finding(CODE, subject, Outcome.FAILED, f"{tally.sentence()}; {cause.sentence}", figures)
 
 
 def replaced_tensor(subject: str, merged: Stored, source: AdapterTensor) -> Finding:
@@ -64,26 +72,28 @@ class Tally:
     """What the blocks of one tensor add up to.
 
     beyond     elements outside their interval        ratio  largest |M − v| / (½ ulp + e) seen; 1 is what one rounding may use
-    along      ⟨M − W, Δ⟩        energy  ⟨Δ, Δ⟩        retention = along / energy: the share of Δ that is in the stored weights
+    fidelity   how much of Δ is in the stored weights
     worst      the element farthest from v of those beyond: index, stored value, allowed interval
+    rows_beyond, columns_beyond   how many elements of each row and column are beyond
     """
 
     shape: tuple[int, ...]
+    fidelity: Fidelity
     beyond: int = 0
     changed: int = 0
     ratio: float = 0.0
-    along: float = 0.0
-    energy: float = 0.0
     worst: dict[str, Figure] = field(default_factory=dict)
     _farthest: float = -1.0
+
+    def __post_init__(self) -> None:
+        self.rows_beyond, self.columns_beyond = (torch.zeros(size, dtype=torch.int64) for size in self.shape)
 
     def judge(self, row: int, base: Tensor, merged: Tensor, deltas: Sequence[Delta], criterion: str) -> None:
         """One block of rows. A float32 merge of our own is one of the right ones: rows where it gives the stored values are right."""
         delta = deltas[0].value() if len(deltas) == 1 else torch.stack([d.value() for d in deltas]).sum(0)
         W, M = base.float(), merged.float()
         own = W + delta
-        self.along += float(torch.dot((M - W).view(-1), delta.view(-1)))
-        self.energy += float(torch.dot(delta.view(-1), delta.view(-1)))
+        self.fidelity.fold(row, M - W, delta, own, merged.dtype)
         self.changed += int((M != W).sum())
         same = ((own.to(merged.dtype) == merged) & torch.isfinite(merged)).all(dim=1)
         used = (M - own).abs_().div_(half_ulp(own, merged.dtype)).amax(dim=1)  # e is left out: it only makes the ratio smaller
@@ -103,6 +113,8 @@ class Tally:
         if not count:
             return
         self.beyond += count
+        self.rows_beyond[rows] += outside.sum(dim=1)
+        self.columns_beyond += outside.sum(dim=0)
         distance = torch.where(outside, (M - right.exact).abs().nan_to_num(torch.inf, torch.inf), -1.0)
         place = int(distance.argmax())
         if float(distance.view(-1)[place]) > self._farthest:
@@ -112,25 +124,18 @@ class Tally:
             self.worst = {"worst_index": f"[{int(rows[at[0]])}, {at[1]}]", "worst_value": _json(M[at])}
             self.worst |= {"worst_low": _json(low[at]), "worst_high": _json(high[at])}
 
-    @property
-    def retention(self) -> float | None:
-        kept = self.along / self.energy if self.energy > 0 else math.nan
-        return kept if math.isfinite(kept) else None
-
     def figures(self) -> dict[str, Figure]:
         rows, columns = self.shape
-        norm = self.energy**0.5 if math.isfinite(self.energy) else None
         return {"elements": rows * columns, "beyond": self.beyond, "changed": self.changed, "ratio": self.ratio,
-                "retention": self.retention, "delta_norm": norm, **self.worst}  # fmt: skip
+                **self.fidelity.figures(), **self.worst}  # fmt: skip
 
-    def sentence(self, parts: Sequence[Part]) -> str:
-        """What was found at the worst element, what was allowed, and what it looks like."""
+    def sentence(self) -> str:
+        """What was found at the worst element, and what was allowed."""
         elements = self.shape[0] * self.shape[1]
-        kept = "" if self.retention is None else f"; fitted coefficient of the delta {self.retention:.4g} ({_likely(self, parts)})"
         return (
             f"{self.beyond:,} of {elements:,} elements ({self.beyond / elements:.2%}) are no right rounding of W + Δ; "
             f"worst at {self.worst['worst_index']}: stored {self.worst['worst_value']}, "
-            f"allowed [{self.worst['worst_low']}, {self.worst['worst_high']}]{kept}"
+            f"allowed [{self.worst['worst_low']}, {self.worst['worst_high']}]"
         )
 
 
@@ -139,31 +144,12 @@ def _json(value: Tensor) -> float | str:
     return float(f"{float(value):.6g}") if bool(torch.isfinite(value)) else str(float(value))
 
 
-def _likely(tally: Tally, parts: Sequence[Part]) -> str:
-    """The usual cause of a coefficient; within 3 %, since the rounding of small deltas moves it."""
-    c, root = tally.retention or 0.0, parts[0].rank ** 0.5
-    if not tally.changed:
-        return "equal to the base: never merged"
-    causes = [(1.0, "the right delta in most elements"), (2.0, "as if merged twice"), (-1.0, "as if subtracted")]
-    causes += [(root, "as if α/√r were used for α/r"), (1 / root, "as if α/r were used for α/√r")] if root > 1 else []
-    near = [cause for value, cause in causes if abs(c - value) <= 0.03 * abs(value)]
-    return " or ".join(near) if near else "another delta: wrong tensor, orientation or scaling"
-
-
-def _factors(part: Part) -> Delta:
-    """The two thin factors of a delta in float32, in the order in which the tensor is stored."""
-    a, b = part.a.load(), part.b.load()
-    dtype = a.dtype if a.dtype == b.dtype else torch.float32
-    if part.orientation == "out,in":
-        return Delta(b.float(), a.float(), part.scaling, dtype)
-    return Delta(a.float().T.contiguous(), b.float().T.contiguous(), part.scaling, dtype)
-
-
-def _rows(delta: Delta, row: int, count: int) -> Delta:
+def rows_of(delta: Delta, row: int, count: int) -> Delta:
+    """The share of a delta in some rows of the tensor."""
     return Delta(delta.left[row : row + count], delta.right, delta.scaling, delta.dtype)
 
 
-def _blocks(base: Stored, merged: Stored) -> Iterator[tuple[int, Tensor, Tensor]]:
+def blocks(base: Stored, merged: Stored) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(first row, rows of the base, rows of the merged tensor)."""
     columns = base.shape[1]
     height = max(1, BLOCK // max(1, columns))
@@ -176,6 +162,6 @@ def _blocks(base: Stored, merged: Stored) -> Iterator[tuple[int, Tensor, Tensor]
 def _accepts(base: Stored, merged: Stored, deltas: Sequence[Delta], criterion: str) -> bool:
     """True if another criterion accepts every element; stops at the first block that it refuses."""
     return all(
-        bool(bound(ours, [_rows(d, row, len(ours)) for d in deltas], theirs.dtype, criterion).holds(theirs.double()).all())
-        for row, ours, theirs in _blocks(base, merged)
+        bool(bound(ours, [rows_of(d, row, len(ours)) for d in deltas], theirs.dtype, criterion).holds(theirs.double()).all())
+        for row, ours, theirs in blocks(base, merged)
     )

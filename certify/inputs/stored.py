@@ -1,7 +1,7 @@
 """One tensor on disk, read piece by piece: memory is a block, never a tensor."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,14 @@ class Stored:
                 count = min(step, self.entry.elements - first)
                 data = file.read(self.entry.start + first * dtype.itemsize, count * dtype.itemsize)
                 yield torch.frombuffer(bytearray(data), dtype=dtype)
+
+    def rows(self, numbers: Iterable[int]) -> torch.Tensor:
+        """Some rows of a matrix, in their stored float dtype. Raises DamagedError where the file ends early."""
+        dtype, columns = FLOATS[self.dtype], self.shape[1]
+        step = columns * dtype.itemsize
+        with _Opened(self.path) as file:
+            data = bytearray().join(file.read(self.entry.start + number * step, step) for number in numbers)
+        return torch.frombuffer(data, dtype=dtype).view(-1, columns)
 
     def load(self) -> torch.Tensor:
         """The whole tensor: for adapters, whose tensors are thin."""

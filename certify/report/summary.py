@@ -50,6 +50,7 @@ def checks(table: dict[str, dict[str, Any]]) -> list[tuple[str, bool]]:
         line = f"{code:<4} {check['passed']:>8,} passed"
         line += f"  {check['failed']:>6,} failed" if check["failed"] else " " * 15
         line += f"  {check['not_interpreted']:,} not interpreted" if check["not_interpreted"] else ""
+        line += f"  {check['undecided']:,} undecided" if check["undecided"] else ""
         lines.append((f"{line}   {check['title']}", bool(check["failed"])))
     return lines
 
@@ -66,6 +67,13 @@ def facts(predicate: dict[str, Any], exit_code: int, report: Path | None) -> lis
         claimed = "   claimed by the manifest" if adapter["claimed"] else ""
         used = f"{adapter['consumed']:,} of {adapter['tensors']:,} tensors used, weight {figure(adapter['weight'])}"
         lines.append(("adapter", f"{printable(adapter['name'])}   {used}{claimed}"))
+    lines.append(("self-check", armed(predicate["self_check"])))
     lines.append(("not judged", ", ".join(f"{item['code']} {item['title']}" for item in predicate["not_judged"]) or "nothing"))
     lines.append(("report", str(report / "index.html") if report else "none; --report=DIR writes the page to sign"))
     return [*lines, ("exit code", str(exit_code))]
+
+
+def armed(check: dict[str, Any]) -> str:
+    """armed 11/11 …: how many of the faults that were planted in this run the gate saw."""
+    hidden = f", {len(check['not_armable']):,} not armable" if check["not_armable"] else ""
+    return f"armed {check['armed']:,}/{check['planted']:,}{hidden}, {check['hypothesis_examples']:,} examples agree with PEFT"

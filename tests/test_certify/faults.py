@@ -212,3 +212,22 @@ def merge_only_in_a_stray_file(case: Case) -> None:
     held = {key: tensor for tensors in read(case.merged).values() for key, tensor in tensors.items()}
     write(case.merged, read(case.base))
     save_file(held, case.merged / "consolidated.safetensors")
+
+
+@fault("llama", "C8")
+def fine_tune_below_the_grid(case: Case) -> None:
+    """Every rounding is right, and nearly everything is rounded away."""
+    path = case.adapter / "adapter_model.safetensors"
+    save_file({key: tensor * 1e-4 if "lora_B" in key else tensor for key, tensor in load_file(path).items()}, path)
+    edit(case.merged, lambda key, tensor: remerge(case, key, 1e-4) if key in case.deltas else tensor)
+
+
+@fault("llama", "C7")
+def tie_flag_flipped(case: Case) -> None:
+    path = case.merged / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+
+
+@fault("deepseek", "C2", "C7")
+def mtp_announced_but_gone(case: Case) -> None:
+    edit(case.merged, lambda key, tensor: None if "layers.3." in key else tensor)

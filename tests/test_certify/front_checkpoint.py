@@ -11,7 +11,7 @@ from torch import Tensor
 HIDDEN, INNER, VOCABULARY, RANK = 16, 32, 24, 4
 LAYER = "model.layers.0."
 TOUCHED = f"{LAYER}self_attn.q_proj.weight"
-SUBJECTS = 2 + 3 + 3 + 12 + 1  # files of the adapter, of base and merged (two shards and an index each), tensors, the accounts
+SUBJECTS = 2 + 3 + 3 + 1 + 12 + 1 + 2  # files of adapter, base, merged (two shards, an index); config, tensors, accounts, the gate itself
 
 Tensors = dict[str, Tensor]
 CONFIG = {

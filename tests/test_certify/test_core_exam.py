@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import certify
-from certify.checks import c1_files, c2_completeness, c3_untouched, c4_merged
+from certify.checks import c1_files, c2_completeness, c3_untouched, c4_merged, c7_side_files, c8_fidelity
 from certify.finding import Outcome
 from certify.verdict import Verdict
 from tests.test_certify import cases
@@ -103,8 +103,8 @@ def test_each_fault_is_caught_by_its_check_alone(shelf: Shelf, tmp_path: Path, n
 
 
 def test_every_check_is_named_by_some_fault() -> None:
-    named = {code for fault in FAULTS.values() for code in fault.caught_by}
-    assert named == {c1_files.CODE, c2_completeness.CODE, c3_untouched.CODE, c4_merged.CODE}
+    named = {code for fault in FAULTS.values() for code in fault.caught_by}  # C5 and C6 have exams of their own
+    assert named == {c1_files.CODE, c2_completeness.CODE, c3_untouched.CODE, c4_merged.CODE, c7_side_files.CODE, c8_fidelity.CODE}
 
 
 @pytest.mark.parametrize("criterion", ["peft", "faithful"])
@@ -124,6 +124,8 @@ def test_a_declared_dtype_is_one_rounding_and_spares_other_dtypes(shelf: Shelf, 
 
     cases.merge_into(case, out, convert)
     cases.edit(out, lambda key, tensor: tensor.to(dtype) if tensor.dtype == torch.bfloat16 and key not in case.deltas else tensor)
+    configuration = out / "config.json"
+    configuration.write_text(json.dumps(json.loads(configuration.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}))
     certificate = certify.judge(case.base, case.adapter, out, output_dtype=declared)
     assert certificate.verdict is Verdict.CERTIFIED, certificate.reason
     assert certify.judge(case.base, case.adapter, out).verdict is Verdict.REJECTED

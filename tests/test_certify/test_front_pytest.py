@@ -138,7 +138,7 @@ def test_xdist_agrees(red: Question, tmp_path: Path) -> None:
         ("--base=/nowhere", "/nowhere"),
         ("--weight=1 --weight=2", "--weight"),
         ("--level=logits", "logits"),
-        ("--min-retention=0.5", "--min-retention"),
+        ("--min-retention=1.5", "--min-retention"),
         ("--accept=FILE", "--accept"),
         ("--base-digest=D", "--base-digest"),
         ("--device=cuda", "--device"),

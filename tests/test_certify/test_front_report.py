@@ -34,7 +34,7 @@ def certificate(verdict: Verdict = Verdict.REJECTED, names: list[str] = HOSTILE)
     findings = [Finding("C4", name, Outcome.FAILED, f"{name} is wrong\n" * 50, {"beyond": 3, "worst": name}) for name in names]
     findings += [Finding("C2", name, Outcome.PASSED) for name in names]
     side = {"name": HOSTILE[0], "files": 2, "bytes": 1 << 20}
-    table = {"title": "x", "passed": 1, "failed": len(names), "not_interpreted": 0}
+    table = {"title": "x", "passed": 1, "failed": len(names), "not_interpreted": 0, "undecided": 0}
     failures = [{"code": f.code, "subject": f.subject, "outcome": "failed", "sentence": f.sentence, "figures": f.figures} for f in findings]
     predicate: dict[str, Any] = {
         "verdict": verdict.value,
@@ -47,6 +47,8 @@ def certificate(verdict: Verdict = Verdict.REJECTED, names: list[str] = HOSTILE)
         "adapters": [{"name": HOSTILE[1], "digest": "d" * 64, "weight": 1.0, "claimed": True, "tensors": 2, "consumed": 2}],
         "checks": {"C10": table, "C4": table},
         "not_judged": [{"code": "C5", "title": "module behaviour", "sentence": "later"}],
+        "self_check": {"armed": 2, "planted": 2, "not_armable": [HOSTILE[0]], "hypothesis_examples": 300},
+        "undecided": [],
         "coverage": {"expected": 10, "run": 10},
         "tensors": {"untouched": 1, "merged": 9, "missing": 0},
         "failures": failures[: len(names)],

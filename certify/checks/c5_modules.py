@@ -1,0 +1,172 @@
+"""C5: each adapted module, run on inputs that excite the adapter, answers as base + unmerged adapter does, up to the declared rounding.
+
+x   probes (n, in): half of them random mixtures of the rows of A, the inputs that the adapter answers to; half plain noise
+b   answer of the base        m  of the merged weights        u  of base + PEFT's unmerged layer        all float32, (n, out)
+d   the adapter's own answer: PEFT's unmerged layer without a base under it, u − b free of cancellation
+
+The plain distance of m and u is the noise of storage, and blind below ‖Δ‖/‖W‖ ≈ 1e-2. The slope of the answer along d is not:
+
+    slope = ⟨m − b, d⟩ / ⟨d, d⟩        of the module, and of each of its outputs
+
+It is not compared with 1, since a right rounding loses part of small deltas, but with what right roundings can reach.
+⟨m − b, d⟩ = ⟨M − W, C⟩ with C = dᵀx, which is linear in every stored element. Each element of a right merge lies in its interval
+[low, high] of `certify.bounds`, so that
+
+    Σ min(C·(low − W), C·(high − W))  ≤  ⟨m − b, d⟩  ≤  Σ max(C·(low − W), C·(high − W)),
+
+which is one point, the slope of the once-rounded reference, but for the elements that have two right values. To this comes the noise of
+the float32 forward: κ·u·‖x‖·‖w‖ for an output with weights w (Higham §3.1), u = 2⁻²⁴; κ is measured in this module, as the largest
+difference between PEFT's answer and the answer of W + Δ added up in float32, and at least 1; twice, since two answers are subtracted.
+
+Decidable only if the base alone would fail the same test; otherwise `undecided`: outputs cannot tell, and C4 decides.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from certify.bounds import U32, Delta, bound
+from certify.checks.c4_merged import blocks, rows_of
+from certify.errors import CertifyError, DamagedError
+from certify.expect.factors import factors
+from certify.expect.ledger import Part
+from certify.expect.oracle import hold_formula, shape_class, unmerged
+from certify.expect.places import Orientation
+from certify.finding import Figure, Finding, Outcome
+from certify.inputs.stored import Stored
+
+CODE = "C5"
+TITLE = "adapted modules answer as base + unmerged adapter"
+PROBES = 8  # of each kind
+Block = tuple[int, Tensor, Tensor]  # first row, rows of the base, rows of the merged tensor
+
+
+def module_behaviour(subject: str, base: Stored, merged: Stored, parts: Sequence[Part], criterion: str) -> Finding:
+    """One touched matrix, run as its module. Memory: the thin factors, eight answers of 16 probes, and a block of rows."""
+    try:
+        deltas = [factors(part) for part in parts]
+        return compare(subject, blocks(base, merged), deltas, parts[0].orientation, criterion)
+    except DamagedError as error:
+        return Finding(CODE, subject, Outcome.FAILED, str(error), {"unreadable": True})
+
+
+def compare(subject: str, pieces: Iterable[Block], deltas: Sequence[Delta], orientation: Orientation, criterion: str) -> Finding:
+    """The same for blocks from anywhere. Raises CertifyError where PEFT's layer is not what the formula says."""
+    height, width = len(deltas[0].left), deltas[0].right.shape[1]
+    out, into = (height, width) if orientation == "out,in" else (width, height)
+    hold_formula(orientation, shape_class(out, into), tuple(d.rank for d in deltas), tuple(d.scaling for d in deltas))
+    answers = Answers(deltas, orientation, criterion)
+    for row, ours, theirs in pieces:
+        answers.take(row, ours, theirs)
+    return answers.finding(subject)
+
+
+def probes(deltas: Sequence[Delta], orientation: Orientation) -> Tensor:
+    """(2·PROBES, in) float32, each of length √in, the same in every run."""
+    A = torch.cat([d.right if orientation == "out,in" else d.left.T for d in deltas])
+    chance = torch.Generator().manual_seed(0)
+    mixed = torch.randn((PROBES, len(A)), generator=chance) @ torch.nn.functional.normalize(A)
+    x = torch.cat([mixed, torch.randn((PROBES, A.shape[1]), generator=chance)])
+    return torch.nn.functional.normalize(x).mul_(A.shape[1] ** 0.5)
+
+
+class Answers:
+    """The answers of one module, added up block by block. low, high, expected: bounds of ⟨m − b, d⟩ and its reference, per output."""
+
+    def __init__(self, deltas: Sequence[Delta], orientation: Orientation, criterion: str) -> None:
+        self.deltas, self.orientation, self.criterion = deltas, orientation, criterion
+        self.flipped = orientation == "in,out"
+        self.x = probes(deltas, orientation)
+        out = deltas[0].right.shape[1] if self.flipped else len(deltas[0].left)
+        self.d = self._alone(out)
+        self.b, self.m, self.u, self.exact = (torch.zeros(len(self.x), out) for _ in range(4))
+        self.low, self.high, self.expected, self.square = (torch.zeros(out, dtype=torch.float64) for _ in range(4))
+
+    def _alone(self, out: int) -> Tensor:
+        """d: PEFT's layer over a weight of zeros, expanded from one element."""
+        shape = (self.x.shape[1], out) if self.flipped else (out, self.x.shape[1])
+        return unmerged(self.x, torch.zeros(1, 1).expand(shape), self.deltas, self.orientation)
+
+    def take(self, row: int, base: Tensor, merged: Tensor) -> None:
+        """Rows row … of the stored tensor: some outputs of a Linear, some inputs of a Conv1D."""
+        here = slice(row, row + len(base))
+        chosen = [rows_of(delta, row, len(base)) for delta in self.deltas]
+        x, into = (self.x[:, here], slice(None)) if self.flipped else (self.x, here)
+        W, M = base.float(), merged.float()
+        exact = W + sum(delta.value() for delta in chosen)
+        for answer, weight in ((self.b, W), (self.m, M), (self.exact, exact)):
+            answer[:, into] += x @ (weight if self.flipped else weight.T)
+        self.u[:, into] += unmerged(x, W, chosen, self.orientation)
+        self._reach(x, into, base, exact.to(merged.dtype), bound(base, chosen, merged.dtype, self.criterion).intervals)
+
+    def _reach(self, x: Tensor, into: slice, base: Tensor, once: Tensor, intervals: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """What right roundings of these rows can add to ⟨m − b, d⟩, output by output."""
+        x64, d = x.double(), self.d[:, into].double()
+        C, along = (x64.T @ d, 0) if self.flipped else (d.T @ x64, 1)
+        W, finfo = base.double(), torch.finfo(once.dtype)
+        low = torch.stack([least for least, _ in intervals]).amin(0).clamp_(finfo.min, finfo.max).sub_(W).mul_(C)
+        high = torch.stack([most for _, most in intervals]).amax(0).clamp_(finfo.min, finfo.max).sub_(W).mul_(C)
+        self.low[into] += torch.minimum(low, high).sum(along)
+        self.high[into] += torch.maximum(low, high).sum(along)
+        self.expected[into] += (once.double() - W).mul_(C).sum(along)
+        self.square[into] += W.square().sum(along)
+
+    def finding(self, subject: str) -> Finding:
+        """The judgement."""
+        d = self.d.double()
+        got, energy = ((self.m - self.b).double() * d).sum(0), d.square().sum(0)
+        room = self._noise(energy)
+        low, high = self.low - room, self.high + room
+        wrong = ~((low <= got) & (got <= high))
+        whole = float(energy.sum())
+        figures = self._figures(got, room, int(wrong.sum()), whole)
+        if not math.isfinite(whole) or not bool(torch.isfinite(self.b).all()):
+            return Finding(CODE, subject, Outcome.UNDECIDED, "the answers of base or adapter are not finite", figures)
+        if not bool(low.sum() <= got.sum() <= high.sum()) or bool(wrong.any()):
+            return Finding(CODE, subject, Outcome.FAILED, self._sentence(figures), figures)
+        if bool(low.sum() <= 0 <= high.sum()):
+            why = f"the base alone would pass: slopes {figures['slope_low']} … {figures['slope_high']} are right"
+            return Finding(CODE, subject, Outcome.UNDECIDED, why, figures)
+        return Finding(CODE, subject, Outcome.PASSED, figures=figures)
+
+    def _noise(self, energy: Tensor) -> Tensor:
+        """What float32 may put into ⟨m − b, d⟩, per output (Cauchy–Schwarz over the probes); checks the link from formula to PEFT."""
+        size = self.square.sqrt()
+        for delta in self.deltas:
+            a, b = (delta.left, delta.right.norm(dim=0)) if self.flipped else (delta.right, delta.left.norm(dim=1))
+            size += (b * a.norm()).double() * abs(delta.scaling)
+        scale = size.mul_(U32).clamp_(min=torch.finfo(torch.float32).tiny) * self.x.norm(dim=1, keepdim=True).double()
+        self.kappa = float(((self.u - self.exact).double().abs() / scale).max().nan_to_num(posinf=0))
+        most = 2 * (self.x.shape[1] + sum(2 * delta.rank + 4 for delta in self.deltas))  # Higham §3.1, both answers
+        if self.kappa > most:
+            raise CertifyError(f"PEFT's unmerged answer is {self.kappa:.3g} roundings from that of W + Δ; {most} were possible")
+        noise: Tensor = scale.norm(dim=0) * energy.sqrt() * (2 * max(1.0, self.kappa))
+        return noise
+
+    def _figures(self, got: Tensor, room: Tensor, wrong: int, whole: float) -> dict[str, Figure]:
+        def slope(value: Tensor) -> float | None:
+            ratio = float(value.sum()) / whole if whole > 0 else math.nan
+            return float(f"{ratio:.5g}") if math.isfinite(ratio) else None
+
+        low, high = self.low - room, self.high + room
+        undecided = int(((low <= 0) & (high >= 0)).sum())
+        return {
+            "slope": slope(got), "slope_expected": slope(self.expected), "slope_low": slope(low), "slope_high": slope(high),
+            "outputs": len(got), "outputs_wrong": wrong, "outputs_undecided": undecided, "float32_noise": slope(room),
+            "distance": self._distance(self.m), "base_distance": self._distance(self.b),
+        }  # fmt: skip
+
+    def _distance(self, answer: Tensor) -> float | None:
+        """‖answer − u‖ / ‖u‖ of outputs rounded to bf16, as people compare them; the base's own tells what that is worth."""
+        u = self.u.bfloat16().float()
+        distance = float((answer.bfloat16().float() - u).norm() / u.norm())
+        return float(f"{distance:.3g}") if math.isfinite(distance) else None
+
+    @staticmethod
+    def _sentence(figures: dict[str, Figure]) -> str:
+        return (
+            f"the module answers to {figures['slope']} of the adapter's change; a right merge answers to {figures['slope_expected']} "
+            f"[{figures['slope_low']}, {figures['slope_high']}]; {figures['outputs_wrong']:,} of {figures['outputs']:,} outputs are wrong"
+        )

@@ -1,0 +1,135 @@
+"""C7 of config.json: it says what the base's says, and it tells the truth about the tensors beside it."""
+
+import re
+from typing import Any
+
+from certify.checks.c2_completeness import main_dtype
+from certify.expect.meaning import config_meaning, differences, without_noise
+from certify.inputs.checkpoint import Checkpoint
+from certify.inputs.dtypes import TARGETS
+from certify.inputs.side_files import CONFIG
+from certify.inputs.strict_json import read_object
+
+TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # a header's dtype → what a configuration calls it
+DTYPE_KEYS = ("dtype", "torch_dtype")
+QUANTISATION = "quantization_config"
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight", "tok_embeddings.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # classes that cannot be without an output head
+QUANTISED = ("weight_scale_inv", "weight_scale", "qweight", "weight_packed", "_scales", "_blocks", "weight_zero_point")
+
+
+def config_problems(base: Checkpoint, merged: Checkpoint, output_dtype: str) -> list[str]:
+    """What is wrong with the merged config.json. What base itself has wrong is not counted. Raises DamagedError if one is not JSON."""
+    expected, found = read_object(base.directory / CONFIG), read_object(merged.directory / CONFIG)
+    ours, theirs = config_meaning(merged.directory) or found, config_meaning(base.directory) or expected
+    if ours is found or theirs is expected:
+        ours, theirs = found, expected
+    excused = {QUANTISATION} if _quantised(base) and not _quantised(merged) else set()
+    told = differences(_compared(ours, excused), _compared(theirs, excused))
+    conflicts = _conflicts(_compared(found, excused), _compared(expected, excused), theirs)
+    told += [line for line in conflicts if line not in told]
+    already = against_tensors(theirs, base)
+    told += [line for key, line in against_tensors(ours, merged).items() if key not in already]
+    return told + _dtype_problems(found, expected, main_dtype(base), output_dtype)
+
+
+def against_tensors(config: dict[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
+    """Kind of contradiction → sentence, wherever a configuration and the tensors beside it cannot both be right."""
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert isinstance(text, dict)
+    return _vocabulary(text, checkpoint) | _layers(text, checkpoint) | _tie(config, text, checkpoint) | _quantisation(config, checkpoint)
+
+
+def embedding_rows(checkpoint: Checkpoint) -> int | None:
+    """Rows of the largest token embedding; None where no tensor has a name that is known for one."""
+    return max((tensor.shape[0] for name, tensor in checkpoint.tensors.items() if name.endswith(EMBEDDINGS) and tensor.shape), default=None)
+
+
+def _compared(config: dict[str, Any], excused: set[str]) -> Any:
+    return without_noise({key: value for key, value in config.items() if key not in excused})
+
+
+def _conflicts(found: Any, expected: Any, meaning: Any, path: str = "") -> list[str]:
+    """Values that both files state, and state differently, though transformers ignores them: other loaders read the file itself.
+
+    A value that transformers' own class makes of the base's is no conflict (Qwen2 saves sliding_window as null).
+    """
+    if isinstance(found, dict) and isinstance(expected, dict):
+        inner = meaning if isinstance(meaning, dict) else {}
+        both = [key for key in expected if key in found]
+        return [line for k in both for line in _conflicts(found[k], expected[k], inner.get(k), f"{path}.{k}" if path else k)]
+    stated = isinstance(found, str | int | float) and isinstance(expected, str | int | float)
+    return differences(found, expected, path) if stated and differences(found, meaning) else []
+
+
+def _vocabulary(text: dict[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
+    size, rows = text.get("vocab_size"), embedding_rows(checkpoint)
+    if rows is None or type(size) is not int or size == rows:
+        return {}
+    return {"vocabulary": f"vocab_size is {size}, the embedding has {rows} rows"}
+
+
+def _layers(text: dict[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
+    """Layers that are announced and absent; layers of multi-token prediction (MTP) follow the others, or say so by name."""
+    count = next((text[key] for key in LAYER_COUNTS if type(text.get(key)) is int), 0)
+    there = {int(match[1]) for name in checkpoint.tensors for match in LAYER.finditer(name)}
+    told = {f"layer {i}": f"announces {count} layers; layer {i} has no tensor" for i in range(min(count, 10_000)) if i not in there}
+    mtp = text.get("num_nextn_predict_layers")
+    if type(mtp) is int and mtp > 0 and not any(number >= count for number in there) and not any("mtp" in n for n in checkpoint.tensors):
+        told["mtp"] = f"num_nextn_predict_layers is {mtp}; no tensor of such a layer is there"
+    return told
+
+
+def _tie(config: dict[str, Any], text: dict[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
+    """The flag against the head that is there: a loader that ties throws a head of its own away, one that does not needs one."""
+    flag = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    stated = config.get("architectures")
+    headed = isinstance(stated, list) and any(isinstance(name, str) and name.endswith(HEADED) for name in stated)
+    names = {name.rpartition("model.")[2]: name for name in checkpoint.tensors}
+    head = next((checkpoint.tensors[names[name]] for name in HEADS if name in names), None)
+    if flag is False and headed and head is None:
+        return {"tie": "tie_word_embeddings is false, yet there is no output head"}
+    embedding = next((checkpoint.tensors[n] for n in sorted(checkpoint.tensors, key=len) if n.endswith(EMBEDDINGS)), None)
+    if flag is not True or head is None or embedding is None or (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return {}
+    if all(ours == theirs for ours, theirs in zip(head.raw(), embedding.raw(), strict=True)):
+        return {}
+    return {"tie": "tie_word_embeddings is true, yet the output head differs from the embedding; a loader throws the head away"}
+
+
+def _quantisation(config: dict[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
+    announced, there = bool(config.get(QUANTISATION)), _quantised(checkpoint)
+    if announced and not there:
+        return {"quantisation": f"{QUANTISATION} is announced, no tensor is quantised"}
+    if there and not announced:
+        return {"quantisation": f"tensors are quantised, {QUANTISATION} is absent"}
+    return {}
+
+
+def _quantised(checkpoint: Checkpoint) -> bool:
+    return any(tensor.dtype.startswith(("F8", "F4", "F6")) or name.endswith(QUANTISED) for name, tensor in checkpoint.tensors.items())
+
+
+def _dtype_problems(found: dict[str, Any], expected: dict[str, Any], main: str | None, output_dtype: str) -> list[str]:
+    """The stated dtype is that of the tensors as declared; where nothing was declared, the base's own word may stand as well."""
+    stated, before = _stated(found), _stated(expected)
+    right = TORCH_NAMES.get(main or "" if output_dtype == "same" else TARGETS[output_dtype])
+    told = []
+    for path, dtype in stated.items():
+        allowed = {right, before.get(path)} if output_dtype == "same" else {right}
+        if dtype not in allowed and right is not None:
+            told.append(f"{path + '.' if path else ''}dtype is {dtype}, the tensors are {right} as declared")
+    return told + ([f"states no dtype, {right} was expected"] if "" in before and "" not in stated else [])
+
+
+def _stated(config: dict[str, Any], path: str = "") -> dict[str, str]:
+    """Path → dtype, at every level outside the quantiser's own settings."""
+    stated = next((config[key] for key in DTYPE_KEYS if config.get(key)), None)
+    told = {} if stated is None else {path: str(stated).removeprefix("torch.")}
+    for key, value in config.items():
+        if isinstance(value, dict) and key != QUANTISATION:
+            told |= _stated(value, f"{path}.{key}" if path else key)
+    return told

@@ -1,0 +1,114 @@
+"""What side files mean: as transformers' own classes read them, so that a default written out, or a new spelling, is no difference.
+
+Nothing is downloaded and no code of a checkpoint is executed. None: transformers does not know it, and the JSON itself is compared.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from certify.errors import DamagedError
+from certify.expect.skeleton import quiet
+from certify.inputs.side_files import MORE_TEMPLATES, OLD_TEMPLATE, TEMPLATE, TOKENIZER_CONFIG
+from certify.inputs.strict_json import read_object
+
+NOISE = ("transformers_version", "dtype", "torch_dtype")  # keys that say who wrote the file; the dtype is judged by itself
+SAFE = {"local_files_only": True, "trust_remote_code": False}
+SETTINGS = (
+    *("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "model_input_names"),
+    *("add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens", "extra_special_tokens"),
+)  # what changes the ids that a text becomes, besides the vocabulary
+
+Meaning = dict[str, Any]
+
+
+def config_meaning(directory: Path) -> Meaning | None:
+    """config.json with every default of its class filled in."""
+    try:
+        with quiet():
+            return _plain(transformers.AutoConfig.from_pretrained(directory, **SAFE).to_dict())
+    except Exception:  # unknown model types and wrong values raise whatever the class happens to raise
+        return None
+
+
+def generation_meaning(directory: Path) -> Meaning | None:
+    """generation_config.json, less what equals transformers' defaults."""
+    try:
+        with quiet():
+            return _plain(transformers.GenerationConfig.from_pretrained(directory, local_files_only=True).to_diff_dict())
+    except Exception:
+        return None
+
+
+def tokenizer_meaning(directory: Path, *, by_class: bool) -> tuple[Meaning, Meaning] | None:
+    """(vocabulary and pipeline, special tokens and settings): `by_class` as the tokenizer's class reads it, else as tokenizer.json says."""
+    loader = transformers.AutoTokenizer if by_class else transformers.PreTrainedTokenizerFast
+    try:
+        with quiet():
+            loaded = loader.from_pretrained(directory, **SAFE)
+            backend = getattr(loaded, "backend_tokenizer", None)
+            pipeline = json.loads(backend.to_str()) if backend is not None else {"vocabulary": loaded.get_vocab()}
+    except Exception:
+        return None
+    settings = {name: getattr(loaded, name, None) for name in SETTINGS}
+    tokens = {name: str(token) for name, token in loaded.special_tokens_map.items() if not isinstance(token, list)}
+    added = {str(number): _flags(token) for number, token in loaded.added_tokens_decoder.items()}
+    pipeline = {key: value for key, value in pipeline.items() if key not in ("padding", "truncation")}  # of the last call, not of the text
+    return pipeline, _plain(settings | {"tokens": tokens, "added": added})
+
+
+def _flags(token: Any) -> Meaning:
+    """An added token's content and flags."""
+    return {name: getattr(token, name) for name in ("content", "single_word", "lstrip", "rstrip", "normalized", "special")}
+
+
+def chat_templates(directory: Path) -> dict[str, str]:
+    """Name → template, from wherever it stands; a loader prefers the file of its own. Raises DamagedError."""
+    stated: Any = read_object(directory / TOKENIZER_CONFIG).get("chat_template") if (directory / TOKENIZER_CONFIG).is_file() else None
+    found: dict[str, str] = {}
+    if isinstance(stated, str):
+        found["default"] = stated
+    elif isinstance(stated, list):
+        found = {str(entry.get("name")): str(entry.get("template")) for entry in stated if isinstance(entry, dict)}
+    if (directory / OLD_TEMPLATE).is_file():
+        found["default"] = str(read_object(directory / OLD_TEMPLATE).get("chat_template"))
+    if (directory / TEMPLATE).is_file():
+        found["default"] = _text(directory / TEMPLATE)
+    found |= {path.stem: _text(path) for path in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))}
+    return {name: text.removesuffix("\n") for name, text in found.items()}  # jinja itself drops one newline at the end
+
+
+def without_noise(value: Any) -> Any:
+    """A configuration less what says who wrote it, at every level; keys that begin with "_" are transformers' private notes."""
+    if isinstance(value, dict):
+        return {key: without_noise(held) for key, held in value.items() if key not in NOISE and not key.startswith("_")}
+    return [without_noise(held) for held in value] if isinstance(value, list) else value
+
+
+def differences(found: Any, expected: Any, path: str = "") -> list[str]:
+    """One sentence for each place where two JSON values differ; null and absent are the same."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = [*expected, *(key for key in found if key not in expected)]
+        return [line for key in keys for line in differences(found.get(key), expected.get(key), f"{path}.{key}" if path else str(key))]
+    if found == expected and (isinstance(found, bool) == isinstance(expected, bool)):
+        return []
+    return [f"{path} is {_short(found)}, {_short(expected)} was expected"]
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _plain(value: Meaning) -> Meaning:
+    plain: Meaning = json.loads(json.dumps(value, default=str))
+    return plain
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path.name}: {error}") from error
