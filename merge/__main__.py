@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -209,18 +210,29 @@ def _stop(number: int, _frame: object) -> NoReturn:
     raise Stopped(number)
 
 
-def main() -> None:
-    """The process: errors become a sentence on stderr and an exit code."""
+def process() -> int:
+    """The exit code; errors become a sentence on stderr."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
         app()
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
     except MergeError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except Stopped as stopped:
         typer.echo("Stopped. Run the same command again to continue.", err=True)
-        sys.exit(128 + stopped.args[0])
+        return 128 + int(stopped.args[0])
+    return 0
+
+
+def main() -> NoReturn:
+    """The process. Everything that matters is durable by now, and taking torch apart would cost another half second."""
+    code = process()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
