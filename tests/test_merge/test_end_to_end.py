@@ -13,7 +13,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import merge
-from certify.finding import Outcome
 from certify.judge import judge
 from certify.verdict import Verdict
 from tests import reference
@@ -131,9 +130,6 @@ def test_why_we_exist(deep: Any, heard: list[str], tmp_path: Path) -> None:
     assert "32" in certificate.reason
     assert "model.layers.61" in certificate.reason
     assert lost <= {finding.subject for finding in certificate.findings if finding.code == "C2"}
-    by_its_own_rounding = judge(deep.base, deep.adapter, tmp_path / "peft", criterion="peft")
-    failed = {(found.code, found.subject) for found in by_its_own_rounding.findings if found.outcome is Outcome.FAILED}
-    assert {subject for code, subject in failed if code in ("C2", "C3", "C4")} == lost  # every other tensor is as PEFT should leave it
 
 
 @pytest.fixture
