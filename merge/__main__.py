@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from merge import default_workers
+from merge import default_workers, lean
 from merge.errors import MergeError
 
 if TYPE_CHECKING:
@@ -194,8 +194,12 @@ def _work(base: Path, adapters: list[Path], out: Path, output_dtype: str, roundi
     if rounding not in ("nearest", "faithful", "stochastic"):
         usage(f"--rounding {rounding}: nearest was expected")
     _refuse_unbuilt({f"--rounding {rounding}": rounding != "nearest", "several --adapter": len(adapters) > 1})
-    from merge.planner import Options
-    from merge.task import Merge
+    with lean.without(*lean.NOT_NEEDED):
+        import transformers.generation
+        import transformers.modeling_layers  # noqa: F401  # what every model class is defined with
+
+        from merge.planner import Options
+        from merge.task import Merge
 
     return Merge(base, tuple(adapters), out, Options(output_dtype, rounding, block_mib))
 

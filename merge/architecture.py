@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -24,6 +25,7 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from merge.errors import NOTHING_WRITTEN, CheckpointError
@@ -96,6 +98,14 @@ def _layout(module: nn.Module) -> Layout:
     return "conv1d" if isinstance(module, Conv1D) else "other"
 
 
+class _PositionsOnCpu(TorchFunctionMode):
+    """`torch.arange` makes real numbers even where everything else has no storage: on the meta device it would load sympy."""
+
+    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        device = {"device": "cpu"} if function is torch.arange else {}
+        return function(*args, **(device | (kwargs or {})))
+
+
 def _skeleton(config_file: Path) -> Any:
     """The model class that config.json names, without storage."""
     try:
@@ -111,7 +121,7 @@ def _skeleton(config_file: Path) -> Any:
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings(), torch.device("meta"):
+        with warnings.catch_warnings(), torch.device("meta"), _PositionsOnCpu(), no_init_weights():
             warnings.simplefilter("ignore")  # about generation and rope settings; nothing here runs the model
             config = transformers.AutoConfig.from_pretrained(config_file.parent, local_files_only=True, trust_remote_code=False)
             config._attn_implementation = "eager"  # nothing runs; kernels that the config asks for may not be installed

@@ -70,13 +70,14 @@ def test_modes_are_ordinary_and_the_figures_are_kept(places: list[str], tmp_path
     assert last["peak_rss"] > 0
 
 
-def test_a_process_refuses_with_a_sentence_and_never_imports_peft(places: list[str], tmp_path: Path) -> None:
+def test_a_process_refuses_with_a_sentence_and_loads_neither_peft_nor_a_compiler(places: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "merge", "run", *places]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
     assert "torch" in modules
-    assert not {name for name in modules if name.split(".")[0] == "peft"}
+    assert not {name for name in modules if name.split(".")[0] in ("peft", "sympy")}
+    assert "torch._dynamo.symbolic_convert" not in modules
     (tmp_path / "out" / "config.json").unlink()
     (tmp_path / "out" / "merge-manifest.json").unlink()
     refused = subprocess.run([sys.executable, "-m", "merge", "run", *places], capture_output=True, text=True, check=False)
