@@ -10,6 +10,7 @@ import sys
 if os.getcwd() != __file__.rsplit(os.sep, 2)[0]:  # noqa: PTH109
     sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]  # noqa: PTH109
 
+import json
 import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -17,6 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from certify import launch
+from certify.errors import UsageError
 from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES
 
 ERROR, USAGE, INCOMPLETE = 3, 4, 10
@@ -39,11 +41,11 @@ def run(
     weight: Annotated[list[float] | None, typer.Option(metavar="W", help="Factor of each adapter, in their order.")] = None,
     criterion: Annotated[str, typer.Option(metavar="|".join(CRITERIA), help="Which rounding is right.")] = "nearest",
     output_dtype: Annotated[str, typer.Option(metavar="|".join(OUTPUT_DTYPES), help="Declared transform of the stored dtype.")] = "same",
-    level: Annotated[str, typer.Option(metavar="|".join(LEVELS), help="What exit code 0 requires: weights or modules.")] = "weights",
+    level: Annotated[str, typer.Option(metavar="|".join(LEVELS), help="What exit code 0 requires.")] = "layers",
     only: Annotated[str | None, typer.Option(metavar="PATTERN", help="Judge matching subjects only; never CERTIFIED.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write certificate.json, junit.xml and index.html there.")] = None,
     min_retention: Annotated[float, typer.Option(metavar="R", help="Least share of the adapter's change in the stored weights.")] = 0.5,
-    accept: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
+    accept: Annotated[Path | None, typer.Option(metavar="FILE", help="Differences that were declared, with reason and owner.")] = None,
     base_digest: Annotated[str | None, typer.Option(metavar="D", help="Folder digest that the base must have.")] = None,
     device: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
 ) -> None:
@@ -61,7 +63,7 @@ def run(
         "only": only,
         "report": _absolute(report) if report else None,
         "min-retention": min_retention,
-        "accept": accept,
+        "accept": _absolute(accept) if accept else None,
         "base-digest": base_digest,
         "device": device,
     }
@@ -71,14 +73,36 @@ def run(
 
 
 @app.command()
-def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="C1, C2, …")]) -> None:
+def screen(
+    base: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint that the adapter was trained on.")],
+    merged: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint to be looked at.")],
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Adapter whose configuration is lost; its scaling is found.")] = None,
+    output_dtype: Annotated[str, typer.Option(metavar="|".join(OUTPUT_DTYPES), help="Declared transform of the stored dtype.")] = "same",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what base and merged show without the adapter: what was touched, how much of it survived, what looks unusual.
+
+    Advice, never a certificate: exit code 10, or 1 for what is wrong whatever the adapter is.
+    """
+    from certify.screen.ask import ask
+
+    try:
+        answer = ask(_absolute(base), _absolute(merged), _absolute(adapter) if adapter else None, output_dtype)
+    except UsageError as error:
+        _usage(str(error))
+    typer.echo(json.dumps(answer.data(), indent=2, sort_keys=True) if as_json else "\n".join(answer.text()))
+    raise typer.Exit(answer.exit_code)
+
+
+@app.command()
+def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="C0, C1, …")]) -> None:
     """Say what a check demands, why, and what its failures usually mean."""
     readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
     for section in readme.split("\n### ")[1:]:
         if section.split()[0] == code.upper():
             typer.echo(section.partition("\n## ")[0].strip())
             return
-    _usage(f"there is no check {code!r}; C1 … C10 are explained")
+    _usage(f"there is no check {code!r}; C0 … C10 are explained")
 
 
 def _unbuilt(name: str) -> None:
@@ -87,7 +111,7 @@ def _unbuilt(name: str) -> None:
         _usage(f"{name} is not built yet")
 
 
-for _name in ("screen", "render", "sign", "verify", "compare"):
+for _name in ("render", "sign", "verify", "compare"):
     _unbuilt(_name)
 
 

@@ -7,9 +7,8 @@ import importlib
 import json
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,30 +17,15 @@ import pytest
 
 from certify.command import repeat
 from certify.finding import Finding, Outcome
+from certify.question import Question
 from certify.report.text import LINES, identifier, paragraph, printable
 from certify.request import Request
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
     from certify.examination import Examination
 
-FILES = "files"  # the group of the checkpoint's files
-SELF_CHECK = "self-check"  # the group of the items about the gate itself
-ACCOUNTS = "adapter"  # the item that asks whether every adapter tensor was consumed
 EVIDENCE = "certify"  # the user property in which findings travel from the process that examined to the one that tells
 SPOKEN = 25  # failures told in full; the others in one line, since nobody reads a thousand
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One item to be: `ask` examines the subject; `group` is the shard, or the kind of thing, that it belongs to."""
-
-    group: str
-    subject: str
-    ask: Callable[[], list[Finding]]
-
-    def within(self, only: str | None) -> bool:
-        """Whether a pattern lets this subject through."""
-        return only is None or fnmatchcase(self.subject, only)
 
 
 class UnsoundError(Exception):
@@ -106,7 +90,10 @@ class Subject(pytest.Item):
                 pytest.skip(" ".join(paragraph(f"{finding.code}: {finding.sentence}")))
 
     def _attach(self, findings: list[Finding], crashed: str | None = None) -> None:
-        evidence = {"group": self.question.group, "subject": self.question.subject, "crashed": crashed}
+        suite = self.getparent(Suite)
+        assert suite is not None
+        asked = {"group": self.question.group, "subject": self.question.subject}
+        evidence = asked | {"crashed": crashed, "digests": suite.examination.digests.news()}
         self.user_properties.append((EVIDENCE, json.dumps(evidence | {"findings": [asdict(finding) for finding in findings]})))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:  # noqa: ARG002

@@ -12,7 +12,7 @@ def words(request: Request) -> list[str]:
     asked = [f"--base={request.base}", *(f"--adapter={folder}" for folder in request.adapters), f"--merged={request.merged}"]
     asked += [f"--weight={weight}" for weight in request.weights]
     default = Request(request.base, request.merged)
-    for name in ("criterion", "output_dtype", "level", "min_retention", "base_digest"):
+    for name in ("criterion", "output_dtype", "level", "min_retention", "base_digest", "accept"):
         if (value := getattr(request, name)) != getattr(default, name):
             asked.append(f"--{name.replace('_', '-')}={value}")
     return asked + ([f"--only={request.only}"] if request.only is not None else [])

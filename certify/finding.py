@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 Figure = float | int | str | bool | None
 
@@ -32,3 +33,8 @@ class Finding:
     outcome: Outcome
     sentence: str = ""
     figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Finding":
+        """From what `dataclasses.asdict` made of one."""
+        return cls(**{**data, "outcome": Outcome(data["outcome"])})

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from certify import report as reports
-from certify.collect import ACCOUNTS, EVIDENCE, FILES, SELF_CHECK, Subject, Suite
+from certify.collect import EVIDENCE, Subject, Suite
 from certify.errors import UsageError
 from certify.finding import Finding, Outcome
+from certify.question import ACCOUNTS, FILES, LAYERS, LOGITS, SELF_CHECK
 from certify.report import summary
 from certify.report.text import identifier
 from certify.request import Request
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # imports torch, which takes seconds
     from certify.examination import Examination
     from certify.verdict import Certificate
 
-SUITES = ("test_files.py", "test_tensors.py", "test_selfcheck.py")
+SUITES = ("test_files.py", "test_tensors.py", "test_layers.py", "test_logits.py", "test_selfcheck.py")  # in the order of a reader
 USAGE, ERROR, INCOMPLETE = 4, 3, 10  # process exit codes
 
 
@@ -38,7 +39,7 @@ class Gate:
         self.worker = hasattr(config, "workerinput")
         self.examination: Examination | None = None
         self.certificate: Certificate | None = None
-        self.findings: dict[tuple[str, str], list[Finding]] = {}  # by (group, subject)
+        self.findings: dict[str, dict[str, list[Finding]]] = {}  # by group, then by subject
         self.crashed: str | None = None
         self.left: Counter[str] = Counter()  # subjects not yet seen, by group
         self.total: dict[str, int] = {}
@@ -52,11 +53,10 @@ class Gate:
                 reports.clear(self.report)
             from certify.examination import Examination
 
-            self.examination = Examination(self.request)
+            self.examination = Examination(self.request, self.report)
         except (UsageError, OSError) as error:
             raise pytest.UsageError(f"certify: {error}") from error
-        self.left.update(identifier(shard) for shard, _ in self.examination.tensors)
-        self.left[FILES] = len(self.examination.files) + len(self.examination.side_files)
+        self.left.update(identifier(question.group) for question in self.examination.questions())
         self.total = dict(self.left)
 
     @pytest.hookimpl(tryfirst=True)
@@ -68,7 +68,8 @@ class Gate:
         return Suite.from_parent(parent, path=module_path, request=self.request, examination=self.examination)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave out what --only leaves out; the tally will notice."""
+        """Files and tensors first; leave out what --only leaves out: the tally will notice."""
+        items.sort(key=lambda item: SUITES.index(item.path.name) if isinstance(item, Subject) else -1)
         outside = [item for item in items if isinstance(item, Subject) and not item.question.within(self.request.only)]
         if outside:
             self.config.hook.pytest_deselected(items=outside)
@@ -141,8 +142,9 @@ class Gate:
         if self.examination is None:  # interrupted, or broken, before there was anything to judge
             return ERROR if status == ERROR else INCOMPLETE
         crashed = self.crashed or ("pytest itself failed" if status == ERROR else None)
-        findings = [finding for found in self.findings.values() for finding in found]
-        self.certificate = self.examination.certificate(findings, run=len(self.findings), crashed=crashed)
+        findings = [finding for group in self.findings.values() for found in group.values() for finding in found]
+        run = sum(len(group) for group in self.findings.values())
+        self.certificate = self.examination.certificate(findings, run=run, crashed=crashed)
         if self.report is not None:
             reports.write(self.certificate, self.certificate.findings, self.report)
         if self.certificate.exit_code == 0 and status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -154,21 +156,30 @@ class Gate:
         if crashed is not None:
             self.crashed = self.crashed or f"{subject}: {crashed}"
             return
-        found = [Finding(**{**finding, "outcome": Outcome(finding["outcome"])}) for finding in evidence["findings"]]
-        self.findings.setdefault((group, subject), []).extend(found)
+        assert self.examination is not None
+        self.examination.digests.learn(evidence["digests"])
+        found = [Finding.of(finding) for finding in evidence["findings"]]
+        self.findings.setdefault(group, {}).setdefault(subject, []).extend(found)
         self._progress(identifier(group), found)
+        self._keep(group)
+
+    def _keep(self, group: str) -> None:
+        """A shard's evidence, once all of its tensors are judged, for a run that is killed later or follows a repair."""
+        assert self.examination is not None
+        shard, journal = self.examination.shards.get(group), self.examination.journal
+        if journal and shard and len(self.findings[group]) == len(shard.tensors):
+            journal.record(group, shard.tensors, shard.files, self.findings[group])
 
     def _progress(self, group: str, found: Sequence[Finding]) -> None:
         self.left[group] -= 1
         self.failed[group] += any(finding.outcome is Outcome.FAILED for finding in found)
         reporter = self.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None and self.left[group] == 0 and group not in (ACCOUNTS, SELF_CHECK):
+        if reporter is not None and self.left[group] == 0 and group not in (ACCOUNTS, LOGITS, SELF_CHECK):
             reporter.ensure_newline()
             sign, colour = ("✗", "red") if self.failed[group] else ("✓", "green")
             told = f", {self.failed[group]:,} failed" if self.failed[group] else ""
-            name = "" if group == FILES else f"{group}   "
-            kind = "files" if group == FILES else "tensors"
-            reporter.write_line(f"  {sign} {name}{self.total[group]:,} {kind}{told}", **{colour: True})
+            what = f"{self.total[group]:,} {group}" if group in (FILES, LAYERS) else f"{group}   {self.total[group]:,} tensors"
+            reporter.write_line(f"  {sign} {what}{told}", **{colour: True})
 
 
 def _ours(nodeid: str) -> bool:

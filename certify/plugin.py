@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from certify.command import words
-from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES, REACHED, Request
+from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES, Request
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGURATIONS = (PACKAGE / "pytest.ini", PACKAGE.parent / "pyproject.toml")  # the gate's own; the checkout's, if checkpoints lie in it
 UNBUILT = {
-    "--accept": "file of declared differences",
     "--device": "where to compute",
 }
 ASK = """Ask about a checkpoint:
@@ -33,9 +32,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--weight", metavar="W", action="append", type=float, default=[], help="factor of each adapter, in their order; default 1")
     add("--criterion", choices=CRITERIA, default="nearest", help="which rounding is right (default: nearest)")
     add("--output-dtype", choices=OUTPUT_DTYPES, default="same", help="declared transform of the stored dtype (default: same)")
-    add("--level", choices=LEVELS, default="weights", help="what exit code 0 requires (default: weights)")
+    add("--level", choices=LEVELS, default="layers", help="what exit code 0 requires (default: layers)")
     add("--min-retention", metavar="R", type=float, default=0.5, help="least share of Δ in the stored weights (default: 0.5)")
     add("--base-digest", metavar="D", help="the folder digest that the base must have (64 hex digits)")
+    add("--accept", metavar="FILE", help="TOML file of declared differences, each with a reason and an owner")
     add("--only", metavar="PATTERN", help="judge only subjects that match; the verdict is INCOMPLETE")
     add("--report", metavar="DIR", help="write certificate.json, junit.xml and index.html there")
     for name, meaning in UNBUILT.items():
@@ -85,8 +85,6 @@ def _request(option: object) -> Request:
         return Path(text).expanduser().absolute()
 
     given = vars(option)
-    if given["level"] not in REACHED:
-        raise pytest.UsageError(f"--level {given['level']}: not built yet; this version reaches {' and '.join(REACHED)}")
     if given["weight"] and len(given["weight"]) != len(given["adapter"]):
         raise pytest.UsageError(f"{len(given['weight'])} --weight for {len(given['adapter'])} --adapter: give one each, or none")
     return Request(
@@ -100,6 +98,7 @@ def _request(option: object) -> Request:
         only=given["only"],
         min_retention=given["min_retention"],
         base_digest=given["base_digest"],
+        accept=path(given["accept"]) if given["accept"] else None,
     )
 
 

@@ -4,17 +4,18 @@ import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from certify.accept import Accepted
 from certify.checks.c6_selfcheck import self_check
 from certify.checks.c7_side_files import IDENTITY
 from certify.checks.c8_fidelity import distribution
 from certify.command import words
+from certify.evidence import versions
 from certify.expect.identity import base_identity
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
-from certify.inputs.folder import folder_digest, regular_files, sha256
+from certify.inputs.folder import regular_files
 from certify.verdict import TITLES, Verdict, not_judged
 
 if TYPE_CHECKING:
@@ -24,17 +25,18 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://mergegate.dev/certificate/v1"
 FAILURES_MAX = 1000  # failures written out; `failures_total` counts all
 WORST = 20
-PACKAGES = ("mergegate", "torch", "peft", "transformers")
 
 
-def statement(examination: "Examination", findings: Sequence[Finding], verdict: Verdict, reason: str, run: int) -> dict[str, Any]:
-    """The whole statement. Every file of the merged directory is read once more for its sha256."""
+def statement(
+    examination: "Examination", findings: Sequence[Finding], accepted: Sequence[Accepted], verdict: Verdict, reason: str, run: int
+) -> dict[str, Any]:
+    """The whole statement. What no check has read of a file is read now, for its sha256."""
     request, failed = examination.request, [finding for finding in findings if finding.outcome not in (Outcome.PASSED, Outcome.UNDECIDED)]
     names = regular_files(request.merged)
     left_out = {entry[0]: entry for entry in not_judged(request.level)}
     return {
         "_type": STATEMENT,
-        "subject": [{"name": name, "digest": {"sha256": sha256(request.merged / name)}} for name in names],
+        "subject": [{"name": name, "digest": {"sha256": examination.digests.of(request.merged / name)}} for name in names],
         "predicateType": PREDICATE,
         "predicate": {
             "verdict": verdict.value,
@@ -42,20 +44,23 @@ def statement(examination: "Examination", findings: Sequence[Finding], verdict: 
             "reason": reason,
             "criterion": request.criterion,
             "output_dtype": request.output_dtype,
-            "base": _directory(examination.base) | {"identity": _identity(examination, findings)},
+            "base": _directory(examination.base)
+            | {"digest": examination.digests.folder(request.base), "identity": _identity(examination, findings)},
             "adapters": _adapters(examination),
             "merged": _directory(examination.merged),
             "checks": {code: {"title": title} | _counts(code, findings) for code, title in TITLES.items() if code not in left_out},
             "not_judged": [{"code": code, "title": title, "sentence": sentence} for code, title, sentence in left_out.values()],
             "self_check": self_check(findings),
-            "undecided": [f.subject for f in findings if f.code == "C5" and f.outcome is Outcome.UNDECIDED][:FAILURES_MAX],
+            "undecided": [f"{f.code} {f.subject}" for f in findings if f.outcome is Outcome.UNDECIDED][:FAILURES_MAX],
+            "accepted": [asdict(difference) for difference in accepted],
+            "accept_digest": examination.accepted.digest or None,
             "coverage": {"expected": examination.expected, "run": run},
             "tensors": _tensors(examination),
             "fidelity": distribution(findings, request.min_retention),
             "failures": [asdict(finding) for finding in failed[:FAILURES_MAX]],
             "failures_total": len(failed),
             "worst": _worst(findings),
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            "versions": {"python": platform.python_version()} | versions(),
             "command": shlex.join(["lora-certify", "run", *words(request)]),
         },
     }
@@ -77,7 +82,7 @@ def _adapters(examination: "Examination") -> list[dict[str, Any]]:
     return [
         {
             "name": adapter.directory.resolve().name,
-            "digest": folder_digest(adapter.directory),
+            "digest": examination.digests.folder(adapter.directory),
             "weight": weight,
             "claimed": not examination.request.adapters,
             "tensors": len(adapter.tensors),
@@ -109,10 +114,3 @@ def _worst(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     judged = [finding for finding in findings if finding.code == "C4" and "ratio" in finding.figures]
     judged.sort(key=lambda finding: (-float(finding.figures["ratio"] or 0), finding.subject))
     return [{"subject": f.subject, "ratio": f.figures["ratio"], "retention": f.figures["retention"]} for f in judged[:WORST]]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -7,15 +7,29 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from certify.checks import c1_files, c2_completeness, c3_untouched, c4_merged, c5_modules, c6_selfcheck, c7_side_files, c8_fidelity
-from certify.finding import Finding, Outcome
-
-CHECKS = (c1_files, c2_completeness, c3_untouched, c4_merged, c5_modules, c6_selfcheck, c7_side_files, c8_fidelity)
-TITLES: Final = {check.CODE: check.TITLE for check in CHECKS}
-NOT_JUDGED: Final = (
-    ("C9", "layer behaviour", "this version does not run decoder layers"),
-    ("C10", "logits", "this version does not compare logits"),
+from certify import accept
+from certify.checks import (
+    c1_files,
+    c2_completeness,
+    c3_untouched,
+    c4_merged,
+    c5_modules,
+    c6_selfcheck,
+    c7_side_files,
+    c8_fidelity,
+    c9_layers,
+    c10_logits,
 )
+from certify.finding import Finding, Outcome
+from certify.request import LEVELS
+
+EVERY_LEVEL = (accept, c1_files, c2_completeness, c3_untouched, c4_merged, c6_selfcheck, c7_side_files, c8_fidelity)
+HIGHER = {
+    "modules": (c5_modules, "each adapted module is run"),
+    "layers": (c9_layers, "each decoder layer is run"),
+    "logits": (c10_logits, "the model is run from end to end"),
+}
+TITLES: Final = {check.CODE: check.TITLE for check in (*EVERY_LEVEL, *(check for check, _ in HIGHER.values()))}
 GROUPS_SHOWN = 4  # groups of tensor names in the reason
 
 
@@ -53,8 +67,13 @@ class Certificate:
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def decide(findings: Sequence[Finding], *, run: int, expected: int, only: str | None, crashed: str | None) -> tuple[Verdict, str]:
-    """The verdict and its reason; of several that fit, the one that comes first in the order of exit codes."""
+def decide(
+    findings: Sequence[Finding], *, run: int, expected: int, only: str | None, crashed: str | None, accepted: int = 0
+) -> tuple[Verdict, str]:
+    """The verdict and its reason; of several that fit, the one that comes first in the order of exit codes.
+
+    accepted: declared differences, which the findings hold no more
+    """
     broken = [finding for finding in findings if finding.outcome is Outcome.FAILED and finding.code == c6_selfcheck.CODE]
     failed = [finding for finding in findings if finding.outcome is Outcome.FAILED and finding not in broken]
     unknown = [finding for finding in findings if finding.outcome is Outcome.NOT_INTERPRETED]
@@ -76,19 +95,24 @@ def decide(findings: Sequence[Finding], *, run: int, expected: int, only: str | 
         return Verdict.INCOMPLETE, f"{run:,} of {expected:,} subjects were judged."
     passed = [finding for finding in findings if finding.outcome is Outcome.PASSED]
     warned = "".join(f"; {finding.code} warns: {finding.sentence}" for finding in passed if finding.sentence)
-    return Verdict.CERTIFIED, f"all {expected:,} subjects pass{warned}."
+    declared = f" with {accepted:,} accepted difference{'s' if accepted > 1 else ''}" if accepted else ""
+    return Verdict.CERTIFIED, f"all {expected:,} subjects pass{declared}{warned}."
 
 
 def undecided(findings: Sequence[Finding]) -> list[Finding]:
-    """What a check could not tell and C4 did not settle: outputs that cannot tell block only there."""
-    settled = {finding.subject for finding in findings if finding.code == c4_merged.CODE and finding.outcome is Outcome.PASSED}
-    return [finding for finding in findings if finding.outcome is Outcome.UNDECIDED and finding.subject not in settled]
+    """What a check could not tell and C4 did not settle: outputs that cannot tell block only there. Layers need C4 of all tensors."""
+    judged = [finding for finding in findings if finding.code == c4_merged.CODE]
+    settled = {finding.subject for finding in judged if finding.outcome is Outcome.PASSED}
+    doubtful = [finding for finding in findings if finding.outcome is Outcome.UNDECIDED and finding.subject not in settled]
+    if len(settled) == len(judged):
+        return [finding for finding in doubtful if finding.code == c5_modules.CODE]
+    return doubtful
 
 
 def not_judged(level: str) -> list[tuple[str, str, str]]:
-    """(code, title, why) of every check that a run at this level leaves out."""
-    left = [] if level != "weights" else [(c5_modules.CODE, "module behaviour", "--level=modules runs each adapted module")]
-    return [*left, *NOT_JUDGED]
+    """(code, title, what would be done) of every check that a run at this level leaves out."""
+    above = list(HIGHER)[LEVELS.index(level) :]
+    return [(check.CODE, check.TITLE, f"at --level={name} {does}") for name in above for check, does in [HIGHER[name]]]
 
 
 def grouped(names: Iterable[str]) -> str:
@@ -141,6 +165,9 @@ def _kinds(failed: Sequence[Finding]) -> dict[str, list[Finding]]:
         "tensor{s} of another shape or dtype": chosen("C2", "shape", "dtype"),
         "tensor{s} did not keep the delta": [f for f in chosen("C8") if not f.figures.get("whole")],
         "module{s} {are} answering wrongly": [f for f in chosen("C5") if f.subject not in {finding.subject for finding in off}],
+        "layer{s} {are} answering wrongly": chosen("C9"),
+        "prediction{s} {are} not those of base + adapter": chosen("C10"),
+        "declared difference{s} {are} expired or unused": chosen("C0"),
         "file{s} {are} unsound or stray": chosen("C1"),
         "side file{s} {are} not what base and adapter say": chosen("C7"),
         "fault{s} in the adapter's accounts": [finding for finding in chosen("C4") if finding not in off + lost],

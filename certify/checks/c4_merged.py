@@ -23,21 +23,32 @@ CODE = "C4"
 TITLE = "merged tensors are W + Δ, rounded as declared, and every adapter tensor is used"
 BLOCK = 1 << 19  # elements per block; its float64 twin has 4 MiB
 RATIO_MAX = 1e30  # what NaN and infinity count as
+Listener = Callable[[int, Tensor, Tensor], None]  # first row, rows of the base, rows of the merged tensor
 
 
 def merged_tensor(
-    subject: str, base: Stored, merged: Stored, parts: Sequence[Part], criterion: str, relatives: Callable[[], Iterable[Relative]] = tuple
+    subject: str,
+    base: Stored,
+    merged: Stored,
+    parts: Sequence[Part],
+    criterion: str,
+    relatives: Callable[[], Iterable[Relative]] = tuple,
+    listener: Listener | None = None,
 ) -> Finding:
     """One touched matrix against the interval of `certify.bounds`, block of rows by block of rows.
 
     Where it fails, the looser criteria are tried (the finding's figure `passes_under` names the first that would accept the tensor), and
     the cause is looked for; `relatives`: the touched tensors of the same shape, whose deltas may have landed here.
+
+    listener: is given each block as well, so that another check needs no reading of its own
     """
     try:
         deltas = [factors(part) for part in parts]
         tally = Tally(base.shape, Fidelity.of(deltas, parts[0].orientation, noisy=criterion == "faithful"))
         for row, ours, theirs in blocks(base, merged):
             tally.judge(row, ours, theirs, [rows_of(delta, row, len(ours)) for delta in deltas], criterion)
+            if listener:
+                listener(row, ours, theirs)
         figures = tally.figures()
         if not tally.beyond:
             return Finding(CODE, subject, Outcome.PASSED, figures=figures)

@@ -22,45 +22,39 @@ Decidable only if the base alone would fail the same test; otherwise `undecided`
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from certify.bounds import U32, Delta, bound
-from certify.checks.c4_merged import blocks, rows_of
-from certify.errors import CertifyError, DamagedError
+from certify.checks.c4_merged import rows_of
+from certify.errors import CertifyError
 from certify.expect.factors import factors
 from certify.expect.ledger import Part
 from certify.expect.oracle import hold_formula, shape_class, unmerged
 from certify.expect.places import Orientation
 from certify.finding import Figure, Finding, Outcome
-from certify.inputs.stored import Stored
 
 CODE = "C5"
 TITLE = "adapted modules answer as base + unmerged adapter"
 PROBES = 8  # of each kind
-Block = tuple[int, Tensor, Tensor]  # first row, rows of the base, rows of the merged tensor
 
 
-def module_behaviour(subject: str, base: Stored, merged: Stored, parts: Sequence[Part], criterion: str) -> Finding:
-    """One touched matrix, run as its module. Memory: the thin factors, eight answers of 16 probes, and a block of rows."""
-    try:
-        deltas = [factors(part) for part in parts]
-        return compare(subject, blocks(base, merged), deltas, parts[0].orientation, criterion)
-    except DamagedError as error:
-        return Finding(CODE, subject, Outcome.FAILED, str(error), {"unreadable": True})
+def module_answers(parts: Sequence[Part], criterion: str) -> "Answers":
+    """One touched matrix, to be run as its module while its rows are read. Memory: the thin factors, eight answers of 16 probes, a block.
+
+    Raises DamagedError if the adapter cannot be read, CertifyError where PEFT's layer is not what the formula says.
+    """
+    return answers([factors(part) for part in parts], parts[0].orientation, criterion)
 
 
-def compare(subject: str, pieces: Iterable[Block], deltas: Sequence[Delta], orientation: Orientation, criterion: str) -> Finding:
-    """The same for blocks from anywhere. Raises CertifyError where PEFT's layer is not what the formula says."""
+def answers(deltas: Sequence[Delta], orientation: Orientation, criterion: str) -> "Answers":
+    """The same for deltas from anywhere."""
     height, width = len(deltas[0].left), deltas[0].right.shape[1]
     out, into = (height, width) if orientation == "out,in" else (width, height)
     hold_formula(orientation, shape_class(out, into), tuple(d.rank for d in deltas), tuple(d.scaling for d in deltas))
-    answers = Answers(deltas, orientation, criterion)
-    for row, ours, theirs in pieces:
-        answers.take(row, ours, theirs)
-    return answers.finding(subject)
+    return Answers(deltas, orientation, criterion)
 
 
 def probes(deltas: Sequence[Delta], orientation: Orientation) -> Tensor:

@@ -1,6 +1,5 @@
 """C7: what stands beside the weights means what base and adapter say: configuration, generation, tokenizer, templates, remote code."""
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,6 @@ from certify.inputs.strict_json import read_object
 CODE = "C7"
 TITLE = "configuration, tokenizer and other side files mean what base and adapter say"
 IDENTITY = "base: identity"  # the subject that exists where the request states the base's digest
-DIGEST = re.compile("[0-9a-f]{64}")  # of a folder, as certify.inputs.folder makes it
 SHOWN = 4  # problems told per file
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 

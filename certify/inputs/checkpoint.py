@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from certify.errors import DamagedError
+from certify.inputs.digests import Digests
 from certify.inputs.folder import regular_files
 from certify.inputs.header import Header, read_header
 from certify.inputs.stored import Stored
@@ -51,8 +52,8 @@ class Checkpoint:
         return tuple(sorted({*self.headers, *self.absent}))
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Reads the index and every header. Never raises for what the directory holds."""
+def open_checkpoint(directory: Path, digests: Digests | None = None) -> Checkpoint:
+    """Reads the index and every header; `digests` will see what is read of the tensors. Never raises for what the directory holds."""
     present = regular_files(directory)
     sharded = INDEX in present or (directory / INDEX).is_symlink() or SINGLE not in present
     problems: list[str] = []
@@ -72,7 +73,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         for name in header.entries:
             homes[name] = (*homes.get(name, ()), file)
     tensors = {
-        name: Stored(directory / home, headers[home].entries[name])
+        name: Stored(directory / home, headers[home].entries[name], digests)
         for name, files in homes.items()
         for home in [weight_map[name] if weight_map.get(name) in files else files[0]]
     }

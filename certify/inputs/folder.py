@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 CHUNK = 4 << 20  # bytes read at a time while hashing
@@ -25,7 +26,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def folder_digest(directory: Path) -> str:
-    """sha256 over the sorted lines `sha256␠␠relative/path\\n` of a directory's regular files."""
-    lines = sorted(f"{sha256(directory / name)}  {name}\n" for name in regular_files(directory))
+def folder_digest(directory: Path, digest: Callable[[Path], str] = sha256) -> str:
+    """sha256 over the sorted lines `sha256␠␠relative/path\\n` of a directory's regular files; `digest` gives that of one file."""
+    lines = sorted(f"{digest(directory / name)}  {name}\n" for name in regular_files(directory))
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from certify.errors import DamagedError
+from certify.inputs.digests import Digests
 from certify.inputs.dtypes import FLOATS
 from certify.inputs.header import Entry
 
@@ -16,10 +17,11 @@ BLOCK_BYTES = 1 << 20  # stored bytes per block; the float64 twin of a BF16 bloc
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor of a safetensors file: where it lies and what it is."""
+    """A tensor of a safetensors file: where it lies and what it is; `digests` sees what is read of it."""
 
     path: Path
     entry: Entry
+    digests: Digests | None = field(default=None, repr=False, compare=False)
 
     @property
     def dtype(self) -> str:
@@ -34,14 +36,14 @@ class Stored:
 
     def raw(self) -> Iterator[bytes]:
         """The stored bytes, BLOCK_BYTES at a time. Raises DamagedError where the file ends early."""
-        with _Opened(self.path) as file:
+        with _Opened(self.path, self.digests) as file:
             for start in range(self.entry.start, self.entry.stop, BLOCK_BYTES):
                 yield file.read(start, min(BLOCK_BYTES, self.entry.stop - start))
 
     def elements(self, step: int) -> Iterator[torch.Tensor]:
         """The tensor flattened, `step` elements at a time, in its stored float dtype. Raises DamagedError where the file ends early."""
         dtype = FLOATS[self.dtype]
-        with _Opened(self.path) as file:
+        with _Opened(self.path, self.digests) as file:
             for first in range(0, self.entry.elements, step):
                 count = min(step, self.entry.elements - first)
                 data = file.read(self.entry.start + first * dtype.itemsize, count * dtype.itemsize)
@@ -51,7 +53,7 @@ class Stored:
         """Some rows of a matrix, in their stored float dtype. Raises DamagedError where the file ends early."""
         dtype, columns = FLOATS[self.dtype], self.shape[1]
         step = columns * dtype.itemsize
-        with _Opened(self.path) as file:
+        with _Opened(self.path, self.digests) as file:
             data = bytearray().join(file.read(self.entry.start + number * step, step) for number in numbers)
         return torch.frombuffer(data, dtype=dtype).view(-1, columns)
 
@@ -64,8 +66,8 @@ class Stored:
 class _Opened:
     """A file read by position; `pread` needs no seek and shares no state."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, digests: Digests | None) -> None:
+        self._path, self._digests = path, digests
 
     def __enter__(self) -> "_Opened":
         try:
@@ -88,4 +90,7 @@ class _Opened:
                 raise DamagedError(f"{self._path.name} ends at byte {start + have:,}; {count - have:,} more bytes were expected")
             pieces.append(piece)
             have += len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self._digests is not None:
+            self._digests.saw(self._path, start, data)
+        return data

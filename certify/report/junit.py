@@ -1,4 +1,4 @@
-"""junit.xml: one case per file and tensor, one for the adapter's accounts, two for the gate itself; as pytest's own --junitxml counts.
+"""junit.xml: one case per file, tensor and layer, one for the adapter's accounts, two for the gate itself; as pytest's own counts.
 
 Facts of the run are properties of the suite; a case has properties only where it failed: GitLab reads 30 MB at most, and 92,000 cases
 with properties come near that.
@@ -14,7 +14,9 @@ from certify.report.text import identifier, paragraph, printable
 if TYPE_CHECKING:
     from certify.verdict import Certificate
 
-FILES, TENSORS, ACCOUNTS, ITSELF = "certify.files", "certify.tensors", "certify.adapter", "certify.self-check"
+TENSORS, ACCOUNTS = "certify.tensors", "certify.adapter"
+CLASSES = {"C0": "certify.accept", "C1": "certify.files", "C7": "certify.files", "C6": "certify.self-check", "C9": "certify.layers",
+           "C10": "certify.logits"}  # fmt: skip
 COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 MESSAGE = 300  # characters; the whole text stands in the element
 
@@ -44,10 +46,8 @@ def _cases(findings: Iterable[Finding]) -> Cases:
     tensors = {finding.subject for finding in findings if finding.code == "C2"}
     cases: Cases = {}
     for finding in findings:
-        if finding.code in ("C1", "C7"):
-            key = FILES, finding.subject
-        elif finding.code == "C6":
-            key = ITSELF, finding.subject
+        if finding.code in CLASSES:
+            key = CLASSES[finding.code], finding.subject
         elif finding.subject in tensors:
             key = TENSORS, finding.subject
         else:

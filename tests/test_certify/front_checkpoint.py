@@ -11,7 +11,8 @@ from torch import Tensor
 HIDDEN, INNER, VOCABULARY, RANK = 16, 32, 24, 4
 LAYER = "model.layers.0."
 TOUCHED = f"{LAYER}self_attn.q_proj.weight"
-SUBJECTS = 2 + 3 + 3 + 1 + 12 + 1 + 2  # files of adapter, base, merged (two shards, an index); config, tensors, accounts, the gate itself
+FILES = 2 + 3 + 3 + 1 + 2  # of the adapter, base and merged (two shards and an index each); config.json; what the two loaders say
+SUBJECTS = FILES + 12 + 1 + 4 + 2  # tensors, accounts, units (embedding, layer, norm, head), the gate itself
 
 Tensors = dict[str, Tensor]
 CONFIG = {

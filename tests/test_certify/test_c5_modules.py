@@ -1,7 +1,7 @@
 """C5: sound merges never fail it, faults fail it alone, and a base passed off as merged never passes, at any size of delta."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def compare(blocks: Iterable[tuple[int, Tensor, Tensor]], deltas: Sequence[Delta], orientation: Orientation, criterion: str) -> Finding:
+    answers = c5_modules.answers(deltas, orientation, criterion)
+    for row, base, merged in blocks:
+        answers.take(row, base, merged)
+    return answers.finding("module")
+
+
 class Module:
     """One random module with its delta, as it is stored."""
 
@@ -53,7 +60,7 @@ class Module:
 
     def judge(self, merged: Tensor, criterion: str = "nearest") -> Finding:
         pieces = [(row, self.base[row : row + HEIGHT], merged[row : row + HEIGHT]) for row in range(0, len(self.base), HEIGHT)]
-        return c5_modules.compare("module", pieces, [self.delta], self.orientation, criterion)
+        return compare(pieces, [self.delta], self.orientation, criterion)
 
 
 def in_float32(module: Module) -> Tensor:
@@ -160,10 +167,10 @@ def test_several_adapters_and_a_zero_delta() -> None:
     one, two = (Module((96, 48, 4), 1e-1, torch.bfloat16, "out,in", seed) for seed in (0, 1))
     both = [one.delta, two.delta]
     pieces = [(0, one.base, one.merged(one.delta.value() + two.delta.value()))]
-    assert c5_modules.compare("module", pieces, both, "out,in", "nearest").outcome is Outcome.PASSED
+    assert compare(pieces, both, "out,in", "nearest").outcome is Outcome.PASSED
     assert one.judge(pieces[0][2]).outcome is Outcome.FAILED
     none = Delta(torch.zeros_like(one.delta.left), one.delta.right, 2.0, torch.float32)
-    assert c5_modules.compare("module", [(0, one.base, one.base)], [none], "out,in", "nearest").outcome is Outcome.UNDECIDED
+    assert compare([(0, one.base, one.base)], [none], "out,in", "nearest").outcome is Outcome.UNDECIDED
 
 
 def test_a_witness_that_contradicts_the_formula_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +193,7 @@ def test_level_modules_runs_each_touched_module(tmp_path: Path) -> None:
         predicate = certificate.statement["predicate"]
         assert "C5" in predicate["checks"]
         assert "C5" not in {entry["code"] for entry in predicate["not_judged"]}
-        weights = certify.judge(asked.base, asked.adapter, asked.merged).statement["predicate"]
+        weights = certify.judge(asked.base, asked.adapter, asked.merged, level="weights").statement["predicate"]
         assert "C5" not in weights["checks"]
         assert "C5" in {entry["code"] for entry in weights["not_judged"]}
 

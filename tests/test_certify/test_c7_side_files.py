@@ -1,4 +1,4 @@
-"""C7: what transformers and the engine legitimately do to side files trips nothing; every planted fault is named by its file."""
+"""C7: what transformers and the engine legitimately do to side files trips nothing; the faults are in exam/faults/side.py."""
 
 import json
 import shutil
@@ -12,8 +12,9 @@ import certify
 import merge
 from certify.inputs.folder import folder_digest
 from certify.verdict import Verdict
+from exam.faults.side import edit
 from merge.proxies import make_adapter, make_checkpoint
-from tests.test_certify.side_cases import SIDE_FAULTS, change_tensors, edit, failed, judged, older, saved_again, with_more
+from tests.test_certify.side_cases import change_tensors, failed, judged, older, saved_again, with_more
 
 FAMILIES = ("llama", "qwen2", "gpt2", "deepseek-v3")
 
@@ -66,21 +67,12 @@ def test_the_engines_output_is_sound(room: Path, tmp_path: Path, family: str, de
         assert "config.json" in failed(judged(room / family, tmp_path / "out", adapter))
 
 
-@pytest.mark.parametrize("name", SIDE_FAULTS)
-def test_each_fault_is_caught_by_c7_alone_in_its_file(room: Path, tmp_path: Path, name: str) -> None:
-    file, plant = SIDE_FAULTS[name]
-    shutil.copytree(room / "merged", tmp_path / "out")
-    plant(tmp_path / "out")
-    told = failed(judged(room / "llama", tmp_path / "out", room / "adapter"))
-    assert file in told, told
-
-
 def test_c7_is_part_of_the_judgement(room: Path, tmp_path: Path) -> None:
     shutil.copytree(room / "merged", tmp_path / "out")
     sound = certify.judge(room / "llama", room / "adapter", tmp_path / "out", base_digest=folder_digest(room / "llama"))
     assert sound.verdict is Verdict.CERTIFIED, sound.reason
     assert sound.statement["predicate"]["base"]["identity"]["status"] == "proven"
-    SIDE_FAULTS["eos_changed_in_config"][1](tmp_path / "out")
+    edit(tmp_path / "out" / "config.json", eos_token_id=255)
     certificate = certify.judge(room / "llama", room / "adapter", tmp_path / "out", only="config.json")
     assert certificate.verdict is Verdict.REJECTED
     assert "1 side file is not what base and adapter say: config.json (eos_token_id is 255, 257 was expected)" in certificate.reason

@@ -18,8 +18,8 @@ from certify.expect.places import Orientation
 from certify.fidelity import Fidelity
 from certify.finding import Finding, Outcome
 from certify.verdict import Verdict
-from tests.test_certify import cases
-from tests.test_certify.cases import Case
+from exam import cases
+from exam.cases import Case
 
 PUBLISHED = {1e-2: (1.000, 0.17, 0.021), 3e-3: (0.925, 0.48, 0.103), 1e-3: (0.532, 0.79, 0.481), 3e-4: (0.181, 0.94, 0.822)}
 

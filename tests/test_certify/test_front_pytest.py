@@ -9,6 +9,8 @@ import pytest
 from certify import launch
 from certify.examination import Examination
 from certify.finding import Finding
+from certify.journal import EVIDENCE
+from certify.tensors import Tensors
 from tests.test_certify.front_checkpoint import SUBJECTS, TOUCHED, Question, make
 
 
@@ -37,7 +39,7 @@ def test_sound_is_certified(sound: Question, tmp_path: Path, capsys: pytest.Capt
     assert run(sound, f"--report={tmp_path}") == 0
     assert predicate(tmp_path)["coverage"] == {"expected": SUBJECTS, "run": SUBJECTS}
     told = capsys.readouterr().out
-    assert "CERTIFIED(weights)" in told
+    assert "CERTIFIED(layers)" in told
     assert "C10" in told, "what is not judged must be named"
 
 
@@ -46,8 +48,8 @@ def test_sound_is_certified(sound: Question, tmp_path: Path, capsys: pytest.Capt
 )
 def test_what_is_left_out_is_incomplete(less: str, sound: Question, red: Question) -> None:
     """Also where the tensor that is left out is the red one."""
-    assert run(sound, less) == 10
-    assert run(red, less) == 10
+    assert run(sound, less, "--level=weights") == 10
+    assert run(red, less, "--level=weights") == 10
 
 
 def test_half_of_the_gate_is_incomplete(sound: Question) -> None:
@@ -67,10 +69,10 @@ def test_failure_says_how_to_ask_again(red: Question, capsys: pytest.CaptureFixt
 
 
 def test_interrupt_is_incomplete(sound: Question, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_self: Examination, _name: str) -> list[Finding]:
+    def interrupt(_self: Tensors, _name: str) -> list[Finding]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Examination, "examine_tensor", interrupt)
+    monkeypatch.setattr(Tensors, "examine", interrupt)
     assert run(sound) == 10
 
 
@@ -79,14 +81,14 @@ def test_crash_is_an_error_that_names_the_tensor(
     error: type[BaseException], red: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never 1, though another tensor is red; never 0."""
-    examine = Examination.examine_tensor
+    examine = Tensors.examine
 
-    def crash(self: Examination, name: str) -> list[Finding]:
+    def crash(self: Tensors, name: str) -> list[Finding]:
         if name == "lm_head.weight":
             raise error("out of luck")
         return examine(self, name)
 
-    monkeypatch.setattr(Examination, "examine_tensor", crash)
+    monkeypatch.setattr(Tensors, "examine", crash)
     assert run(red, f"--report={tmp_path}") == 3
     reason = predicate(tmp_path)["reason"]
     assert isinstance(reason, str)
@@ -98,12 +100,12 @@ def test_crash_is_an_error_that_names_the_tensor(
 def test_crash_while_opening_leaves_no_old_verdict(sound: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(sound, f"--report={tmp_path}") == 0
 
-    def crash(_self: Examination, _request: object) -> None:
+    def crash(_self: Examination, *_: object) -> None:
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(Examination, "__init__", crash)
     assert run(sound, f"--report={tmp_path}") == 3
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [EVIDENCE]  # what is found again only in the same bytes
 
 
 def test_crash_while_judging_is_an_error(red: Question, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +123,7 @@ def test_both_junit_files_agree(name: str, request: pytest.FixtureRequest, tmp_p
     for count in ("tests", "failures", "errors", "skipped"):
         assert [suite.get(count) for suite in ours.iter("testsuite")] == [suite.get(count) for suite in theirs.iter("testsuite")], count
     failed = [[case.get("name") for case in root.iter("testcase") if case.find("failure") is not None] for root in (ours, theirs)]
-    assert failed[0] == failed[1] == ([TOUCHED] if name == "red" else [])
+    assert failed[0] == failed[1] == ([TOUCHED, "model.layers.0"] if name == "red" else [])
     assert not [prop for prop in theirs.iter("property") if prop.get("name") == "certify"], "evidence is for the tally, not for the file"
 
 
@@ -137,7 +139,7 @@ def test_xdist_agrees(red: Question, tmp_path: Path) -> None:
     [
         ("--base=/nowhere", "/nowhere"),
         ("--weight=1 --weight=2", "--weight"),
-        ("--level=logits", "logits"),
+        ("--level=all", "--level"),
         ("--min-retention=1.5", "--min-retention"),
         ("--accept=FILE", "--accept"),
         ("--base-digest=D", "--base-digest"),

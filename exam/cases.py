@@ -93,28 +93,29 @@ def merge_into(case: Case, out: Path, how: Merge = single) -> None:
     edit(out, change)
 
 
-def model_of(family: str) -> Any:
-    """A tiny model of a family, random bf16 weights."""
+def model_of(family: str, **sizes: int) -> Any:
+    """A tiny model of a family, random bf16 weights; sizes: fields of its configuration."""
     import transformers as t
 
     torch.manual_seed(7)
-    small = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    small = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48} | sizes
     match family:
         case "llama":
             config: Any = t.LlamaConfig(**small, num_key_value_heads=2, architectures=["LlamaForCausalLM"])
         case "qwen2":
             config = t.Qwen2Config(**small, num_key_value_heads=2, tie_word_embeddings=True, architectures=["Qwen2ForCausalLM"])
         case "gpt2":
-            config = t.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=32, architectures=["GPT2LMHeadModel"])
+            end = {"bos_token_id": 95, "eos_token_id": 95}
+            config = t.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=32, architectures=["GPT2LMHeadModel"], **end)
         case "mixtral":
             config = t.MixtralConfig(**small, num_key_value_heads=2, num_local_experts=4, architectures=["MixtralForCausalLM"])
         case _:
-            config = t.DeepseekV3Config(
-                **small | {"num_hidden_layers": 3}, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4,
-                n_shared_experts=1, num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16,
-                kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, num_nextn_predict_layers=1,
-                architectures=["DeepseekV3ForCausalLM"],
-            )  # fmt: skip
+            config = t.DeepseekV3Config(**{
+                **small, "num_hidden_layers": 3, "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4,
+                "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+                "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+                "num_nextn_predict_layers": 1, **sizes,
+            }, architectures=["DeepseekV3ForCausalLM"])  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = getattr(t, config.architectures[0])(config).to(torch.bfloat16)
@@ -124,9 +125,9 @@ def model_of(family: str) -> Any:
     return model
 
 
-def make_base(family: str, directory: Path) -> Any:
+def make_base(family: str, directory: Path, **sizes: int) -> Any:
     """save_pretrained in several shards; DeepSeek gets its F32 router bias and its MTP layer, which transformers would not save."""
-    model = model_of(family)
+    model = model_of(family, **sizes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(directory, max_shard_size="20KB")
@@ -231,3 +232,15 @@ def copied(case: Case, root: Path) -> Case:
 def keys(directory: Path) -> Iterator[str]:
     for tensors in read(directory).values():
         yield from tensors
+
+
+class Shelf:
+    """Cases, each built once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.built = root, dict[str, Case]()
+
+    def __getitem__(self, name: str) -> Case:
+        if name not in self.built:
+            self.built[name] = build(name, self.root / name)
+        return self.built[name]

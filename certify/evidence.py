@@ -1,0 +1,76 @@
+"""What the findings about one shard rest on: its tensors, the files that they are read from, and the terms of the judgement."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from certify.inputs.checkpoint import Checkpoint
+from certify.inputs.digests import Digests
+from certify.journal import Journal
+
+if TYPE_CHECKING:
+    from certify.examination import Examination
+
+PACKAGES = ("mergegate", "torch", "peft", "transformers")
+SIDE = ("config.json", "model.safetensors.index.json")  # of the base: what names and dtypes are worked out from
+
+
+@dataclass
+class Shard:
+    """tensors: (name, its file in the base, its file in the merged directory), "" for none      files: labels of those files"""
+
+    tensors: list[tuple[str, str, str]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+
+def shards(base: Checkpoint, merged: Checkpoint, tensors: Iterable[tuple[str, str]]) -> dict[str, Shard]:
+    """The shards of (shard, tensor name) pairs that are sorted by shard."""
+    found = {}
+    for name, members in groupby(tensors, itemgetter(0)):
+        homes = [(tensor, _home(base, tensor), _home(merged, tensor)) for _, tensor in members]
+        labels = {f"base/{home}" for _, home, _ in homes if home} | {f"merged/{home}" for _, _, home in homes if home}
+        found[name] = Shard(homes, sorted(labels))
+    return found
+
+
+def open_journal(examination: "Examination", report: Path) -> Journal:
+    """The journal of a report directory, for this question about these inputs."""
+    digests: Digests = examination.digests
+    folders = {"base": examination.base.directory, "merged": examination.merged.directory}
+
+    def digest(label: str) -> str:
+        side, _, file = label.partition("/")
+        return digests.of(folders[side] / file)
+
+    return Journal(report, _terms(examination), digest)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a judgement depends on."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _home(side: Checkpoint, tensor: str) -> str:
+    return side.file_of(tensor) if tensor in side.tensors else ""
+
+
+def _terms(examination: "Examination") -> dict[str, Any]:
+    request, base = examination.request, examination.base
+    return {
+        "versions": versions(),
+        "question": [request.criterion, request.output_dtype, request.level, list(examination.weights)],
+        "adapters": [examination.digests.folder(adapter.directory) for adapter in examination.adapters],
+        "base": [[name, tensor.dtype, tensor.shape] for name, tensor in sorted(base.tensors.items())],
+        "side": {name: examination.digests.of(base.directory / name) for name in SIDE if (base.directory / name).is_file()},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

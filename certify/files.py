@@ -1,0 +1,44 @@
+"""C1 of one judgement: the merged directory's weight files, index and strays, then every file of base and adapters that is rested on."""
+
+from collections.abc import Sequence
+
+from certify.checks import c1_files
+from certify.finding import Finding
+from certify.inputs.adapter import Adapter
+from certify.inputs.checkpoint import INDEX, Checkpoint
+
+BASE, ADAPTER = "base: ", "adapter: "  # subjects that are no files of the merged directory
+
+
+class Files:
+    """subjects: file names of the merged directory, and labels for those of the inputs; sorted."""
+
+    def __init__(self, base: Checkpoint, merged: Checkpoint, adapters: Sequence[Adapter]) -> None:
+        self.merged = merged
+        self._inputs = _inputs(base, adapters)
+        index = {INDEX} if merged.sharded else set()
+        self.subjects = tuple(sorted({*merged.weight_files, *merged.stray, *index, *self._inputs}))
+
+    def examine(self, name: str) -> Finding:
+        """C1 of one subject."""
+        if name in self._inputs:
+            return c1_files.damaged_input(name, self._inputs[name])
+        if name == INDEX:
+            return c1_files.index_file(name, self.merged)
+        if name in self.merged.stray:
+            return c1_files.stray_file(name, self.merged)
+        return c1_files.weight_file(name, name, self.merged)
+
+
+def _inputs(base: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, list[str]]:
+    """Subjects of base and adapters, each with its problems; sound or not, every file is listed."""
+    problems: dict[str, list[str]] = {}
+    if base.sharded:
+        problems[BASE + INDEX] = list(base.index_problems)
+    for file in base.weight_files:
+        absent = ["the index names this file, but it does not exist"] if file in base.absent else []
+        problems[BASE + file] = absent + list(base.headers[file].problems if file in base.headers else ())
+    for number, adapter in enumerate(adapters, start=1):
+        label = ADAPTER if len(adapters) == 1 else f"adapter {number}: "
+        problems |= {label + file: [what for where, what in adapter.problems if where == file] for file in adapter.files}
+    return problems

@@ -1,0 +1,103 @@
+"""Mixtures of experts seen from outside: where tokens went, how the router scored them, and every expert asked once."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+
+@dataclass
+class Observed:
+    """What one run of a unit showed, by module path.
+
+    routes  (tokens, k) sorted expert numbers            scores  (tokens, experts) the router's own output
+    calls   arguments of the experts module
+    """
+
+    routes: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+
+
+def stacks(unit: nn.Module) -> dict[str, int]:
+    """Path → number of experts, of every module that owns stacked matrices."""
+    found = {}
+    for path, module in unit.named_modules():
+        sizes = [len(p) for p in module.parameters(recurse=False) if p.dim() == 3]
+        if sizes:
+            found[path] = sizes[0]
+    return found
+
+
+@contextmanager
+def observe(unit: nn.Module, experts: dict[str, int]) -> Iterator[Observed]:
+    """Watches a unit while it runs; its parameters are still on the meta device or lazy, so that only shapes are asked for."""
+    seen = Observed()
+    hooks = [unit.get_submodule(path).register_forward_pre_hook(_route(seen, path), with_kwargs=True) for path in experts]
+    counts = set(experts.values())
+    for path, module in unit.named_modules():
+        if path not in experts and any(p.dim() == 2 and len(p) in counts for p in module.parameters(recurse=False)):
+            hooks.append(module.register_forward_hook(_score(seen, path, counts)))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def force(experts: nn.Module, count: int, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor | None:
+    """(experts, width): one token of `call` to each expert, with weight 1, so that none goes unseen. None where routing is no argument."""
+    args, kwargs = call
+    chosen = _numbers(args, kwargs)
+    if chosen is None or not args:
+        return None
+    k, inputs = chosen.shape[1], args[0].reshape(-1, args[0].shape[-1])
+    inputs = inputs[torch.arange(count) % len(inputs)]
+    numbers = torch.arange(count)[:, None]
+
+    def forced(given: Any) -> Any:
+        if not isinstance(given, Tensor) or given.dim() != 2 or given.shape[1] != k or given is args[0]:
+            return given
+        return torch.ones(count, 1, dtype=given.dtype) if given.is_floating_point() else numbers.to(given.dtype)
+
+    answer = experts(inputs, *tree_map(forced, args[1:]), **tree_map(forced, kwargs))
+    answer = next(given for given in tree_flatten(answer)[0] if isinstance(given, Tensor))
+    return answer.reshape(count, -1).float()
+
+
+def alike(one: Observed, other: Observed, tokens: int) -> Tensor:
+    """Which tokens went to the same experts in two runs."""
+    same = torch.ones(tokens, dtype=torch.bool)
+    for path, routes in one.routes.items():
+        if path in other.routes and len(routes) == tokens:
+            same &= (routes == other.routes[path]).all(dim=-1)
+    return same
+
+
+def _route(seen: Observed, path: str) -> Callable[..., None]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        chosen = _numbers(args, kwargs)
+        if chosen is not None:
+            seen.routes[path], seen.calls[path] = chosen.sort(dim=-1).values, (args, kwargs)
+
+    return hook
+
+
+def _score(seen: Observed, path: str, counts: set[int]) -> Callable[..., None]:
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        for given in tree_flatten(output)[0]:
+            if isinstance(given, Tensor) and given.is_floating_point() and given.shape[-1] in counts:
+                seen.scores[path] = given.reshape(-1, given.shape[-1]).float()
+                return
+
+    return hook
+
+
+def _numbers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The argument that says which experts each token goes to."""
+    found = [g for g in tree_flatten((args, kwargs))[0] if isinstance(g, Tensor) and not g.is_floating_point() and g.dim() == 2]
+    return found[0] if found else None

@@ -1,0 +1,1 @@
+"""The exam of the gate: merges that must be refused, and merges that must be accepted."""

@@ -1,0 +1,200 @@
+"""Bugs in where things belong: architecture, names, placement and planner."""
+
+from collections.abc import Callable
+from dataclasses import replace as changed
+from typing import Any
+
+import pytest
+
+from exam.bugs.meaning import twin
+from exam.bugs.registry import bug
+from merge import architecture, placement, planner
+from merge.names import Names
+from merge.operation import Operation, Read, Slabs
+
+
+@bug("architecture", "gpt2 square", "Conv1D, which stores (in, out), is taken for a linear layer")
+def conv1d_as_linear(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(architecture, "_layout", lambda module: "linear" if type(module).__name__ in ("Linear", "Conv1D") else "other")
+
+
+@bug("architecture", "llama square", "linear layers are taken for Conv1D")
+def linear_as_conv1d(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(architecture, "_layout", lambda module: "conv1d" if type(module).__name__ == "Linear" else "other")
+
+
+def found_elsewhere(patch: pytest.MonkeyPatch, one: str, other: str) -> None:
+    """Names.find gives the twin of what it should."""
+    original = Names.find
+
+    def find(names: Names, name: str) -> Any:
+        weight = original(names, name)
+        return weight and next((w for w in names.table.weights if w.key == twin(weight.key, one, other)), weight)
+
+    patch.setattr(Names, "find", find)
+
+
+@bug("names", "deepseek", "experts 0 and 3 are exchanged")
+def experts_exchanged(patch: pytest.MonkeyPatch) -> None:
+    found_elsewhere(patch, ".experts.0.", ".experts.3.")
+
+
+@bug("names", "mixtral", "w1 and w3, the two halves of one fused parameter, are exchanged")
+def halves_exchanged(patch: pytest.MonkeyPatch) -> None:
+    found_elsewhere(patch, ".w1.", ".w3.")
+
+
+@bug("names", "deepseek", "layer 2 is taken for the MTP layer", stopped=True)
+def layer_taken_for_the_mtp(patch: pytest.MonkeyPatch) -> None:
+    original = Names.find
+
+    def find(names: Names, name: str) -> Any:
+        weight = original(names, name)
+        mtp = weight and weight.key.replace("layers.2.", "layers.3.")
+        return changed(weight, key=mtp) if mtp in names.table.unmatched else weight
+
+    patch.setattr(Names, "find", find)
+
+
+@bug("names", "qwen2 head", "nobody asks whether a weight is tied")
+def ties_unseen(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Names, "is_tied", lambda *_: False)
+
+
+@bug("names", "gpt2 ambiguous", "nobody asks whether two tensors fill one parameter", stopped=True)
+def ambiguity_unseen(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Names, "is_ambiguous", lambda *_: False)
+
+
+@bug("placement", "gpt2 named twice", "nobody asks whether a tensor is claimed twice")
+def double_claims_unseen(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(placement, "_claimed", lambda *_: False)
+
+
+@bug("placement", "gpt2 square", "the delta of a Conv1D is not transposed")
+def delta_not_transposed(patch: pytest.MonkeyPatch) -> None:
+    original = placement._part
+    patch.setattr(placement, "_part", lambda *given: changed(original(*given), transposed=False))
+
+
+@bug("placement", "llama square", "every delta is transposed")
+def every_delta_transposed(patch: pytest.MonkeyPatch) -> None:
+    original = placement._part
+    patch.setattr(placement, "_part", lambda *given: changed(original(*given), transposed=True))
+
+
+@bug("placement", "llama truncated", "nobody asks whether the adapter is whole")
+def truncated_adapters_accepted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(placement, "_refuse_truncated", lambda *_: None)
+
+
+def placed_wrongly(patch: pytest.MonkeyPatch, wrong: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """What the planner learns from `place`, spoiled."""
+    patch.setattr(planner, "place", lambda *given: wrong(dict(placement.place(*given))))
+
+
+@bug("placement", "llama", "what replaces a tensor is forgotten")
+def replacements_forgotten(patch: pytest.MonkeyPatch) -> None:
+    placed_wrongly(patch, lambda found: {key: value for key, value in found.items() if not isinstance(value, Read)})
+
+
+@bug("placement", "llama", "the last tensor of the list is forgotten")
+def last_tensor_forgotten(patch: pytest.MonkeyPatch) -> None:
+    placed_wrongly(patch, lambda found: dict([*found.items()][:-1]))
+
+
+@bug("placement", "llama rsLoRA", "each delta is entered twice")
+def deltas_entered_twice(patch: pytest.MonkeyPatch) -> None:
+    placed_wrongly(patch, lambda found: {key: (*parts, *parts) for key, parts in found.items()})
+
+
+@bug("placement", "deepseek", "one expert's delta goes to all of its layer")
+def one_expert_for_all(patch: pytest.MonkeyPatch) -> None:
+    def wrong(found: dict[str, Any]) -> dict[str, Any]:
+        return {key: found[key.replace(".experts.1.", ".experts.0.").replace(".experts.2.", ".experts.0.")] for key in found}
+
+    placed_wrongly(patch, wrong)
+
+
+@bug("planner", "llama", "the last tensor of each shard is always copied")
+def last_of_a_shard_copied(patch: pytest.MonkeyPatch) -> None:
+    original = planner._shard
+
+    def shard(*given: Any) -> Any:
+        made = original(*given)
+        last = made.operations[-1]
+        return changed(made, operations=(*made.operations[:-1], changed(last, kind="copy", parts=())))
+
+    patch.setattr(planner, "_shard", shard)
+
+
+@bug("planner", "llama fp16", "a merge is planned as a copy where the dtype stays")
+def merges_planned_as_copies(patch: pytest.MonkeyPatch) -> None:
+    original = planner._operation
+    patch.setattr(planner, "_operation", lambda source, target, _, block: original(source, target, (), block))
+
+
+@bug("planner", "deepseek → fp16", "another output dtype is given to the router's F32 bias as well")
+def every_dtype_converted(patch: pytest.MonkeyPatch) -> None:
+    original = planner._shard
+
+    def shard(catalog: Any, placed: Any, dtypes: Any, options: Any) -> Any:
+        return original(catalog, placed, dict.fromkeys(("BF16", "F16", "F32"), next(iter(dtypes.values()))), options)
+
+    patch.setattr(planner, "_shard", shard)
+
+
+@bug("planner", "deepseek → fp16", "the rarest dtype is taken for the main one")
+def wrong_main_dtype(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(planner, "main_dtype", lambda _: "F32")
+
+
+@bug("planner", "deepseek → fp16", "the header keeps the base's dtypes though the bytes are converted")
+def header_of_the_base(patch: pytest.MonkeyPatch) -> None:
+    original = planner._shard
+
+    def shard(catalog: Any, *given: Any) -> Any:
+        made = original(catalog, *given)
+        return changed(made, header=made.header.replace(b'"F16"', b'"BF16"')[: len(made.header)])
+
+    patch.setattr(planner, "_shard", shard)
+
+
+@bug("planner", "llama", "the index names one shard for everything")
+def index_names_one_shard(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(planner.Plan, "weight_map", property(lambda plan: {o.target.name: plan.shards[0].file for o in plan.operations}))
+
+
+@bug("planner", "llama", "total_size counts the headers")
+def total_size_counts_headers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(planner.Plan, "total_size", property(lambda plan: plan.size))
+
+
+@bug("planner", "llama", "the number of slabs is rounded down")
+def tail_of_a_tensor_forgotten(patch: pytest.MonkeyPatch) -> None:
+    whole = Slabs.__iter__
+    patch.setattr(Slabs, "__len__", lambda slabs: max(1, slabs.length // slabs.height))
+    patch.setattr(Slabs, "__iter__", lambda slabs: iter([*whole(slabs)][: len(slabs)]))
+
+
+@bug("operation", "llama → fp32", "what is read begins one row too early")
+def reads_begin_a_row_early(patch: pytest.MonkeyPatch) -> None:
+    original = Operation.span
+
+    def span(operation: Operation, tensor: Any, start: int, stop: int) -> tuple[int, int]:
+        early = 1 if start and operation.parts and tensor is operation.reads[0].tensor else 0
+        return original(operation, tensor, start - early, stop - early)
+
+    patch.setattr(Operation, "span", span)
+
+
+@bug("operation", "llama → fp32", "results are written where the base has them")
+def written_at_the_base_s_place(patch: pytest.MonkeyPatch) -> None:
+    original = Operation.span
+
+    def span(operation: Operation, tensor: Any, start: int, stop: int) -> tuple[int, int]:
+        low, high = original(operation, tensor, start, stop)
+        place = original(operation, operation.reads[0].tensor, start, stop)[0]
+        return (place, place + high - low) if tensor is operation.target else (low, high)
+
+    patch.setattr(Operation, "span", span)

@@ -1,0 +1,113 @@
+"""One fault in one place, judged: what each of the checks that are named for it says about it."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import certify
+from certify.finding import Outcome
+from certify.verdict import Certificate, Verdict
+from exam.faults import Fault
+from exam.grid import Bench, overwrite, spoiled, stored
+from exam.site import Site, same_bits
+
+CODE = {"adapted": "C4", "silent": "C4", "replaced": "C4", "carried": "C3"}  # the check of a tensor's value
+WHOLE = ("bf16", 1e-2)  # where everything is judged; elsewhere a fault in one tensor is judged with `only` this tensor
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fault × place × check. outcome:
+
+    caught           the check fails at the subject that it must name, and the verdict is REJECTED
+    undecided        the check says that it cannot tell, and C4 fails
+    not interpreted  the fault is of a kind that this version does not interpret; it says so, and the verdict is INCOMPLETE
+    inside           other bytes, but each one that some right merge stores too: nothing is wrong here
+    vacuous          the bytes of the sound merge
+    silent           anything else: a defect of the gate
+    """
+
+    fault: str
+    kind: str
+    check: str
+    site: str
+    dtype: str
+    rho: float
+    outcome: str
+    told: str = ""
+
+
+def sit(fault: Fault, bench: Bench, whole: bool | None = None) -> Iterator[Cell]:
+    """All cells of one fault on one bench. whole: judge everything; None: where WHOLE says so."""
+    with tempfile.TemporaryDirectory() as room:
+        if fault.plant is not None and fault.family == bench.family:
+            yield from _in_files(fault, bench, Path(room))
+        elif fault.spoil is not None:
+            for number, site in enumerate(site for site in bench.sites if site.role in fault.roles):
+                everything = (bench.dtype, bench.rho) == WHOLE if whole is None else whole
+                yield from _in_tensor(fault, bench, site, Path(room) / str(number), everything)
+
+
+def _in_tensor(fault: Fault, bench: Bench, site: Site, room: Path, whole: bool) -> Iterator[Cell]:
+    torch.manual_seed(41)
+    assert fault.spoil is not None
+    merged = fault.spoil(site)
+    if merged is None:
+        return
+    codes = fault.caught_by or {CODE[site.role]: ""}
+    place = (site.kind, bench.dtype, bench.rho)
+    if same_bits(merged, site.sound) or site.right(merged):
+        outcome = "vacuous" if same_bits(merged, site.sound) else "inside"
+        yield from (Cell(fault.name, fault.kind, code, *place, outcome) for code in codes)
+        return
+    case = spoiled(bench.case, room)
+    overwrite(case.merged, site.key, stored(site, case, merged))
+    only = None if whole else site.key
+    level = "modules" if "C5" in codes else "weights"
+    certificate = certify.judge(case.base, case.adapter, case.merged, level=level, only=only, min_retention=0.0)
+    for code in codes:
+        yield Cell(fault.name, fault.kind, code, *place, *_outcome(certificate, code, site.key, unknown=False))
+
+
+def _in_files(fault: Fault, bench: Bench, room: Path) -> Iterator[Cell]:
+    torch.manual_seed(41)
+    assert fault.plant is not None
+    case = spoiled(bench.case, room)
+    asked: dict[str, Any] = {"base": case.base, "adapter": case.adapter, "merged": case.merged, "min_retention": 0.0}
+    changed = fault.plant(case) or {}
+    asked |= {"base": case.base} | changed
+    vacuous = not changed and _alike(bench.case, case)
+    certificate = None if vacuous else certify.judge(**asked)
+    for code, subject in fault.caught_by.items():
+        found = ("vacuous", "") if certificate is None else _outcome(certificate, code, subject, unknown=fault.unknown)
+        yield Cell(fault.name, fault.kind, code, "files", bench.dtype, bench.rho, *found)
+
+
+def _outcome(certificate: Certificate, code: str, subject: str, *, unknown: bool) -> tuple[str, str]:
+    """(outcome, what the check says)."""
+    named = [finding for finding in certificate.findings if finding.code == code and fnmatchcase(finding.subject, subject)]
+    failed = [finding for finding in named if finding.outcome is Outcome.FAILED]
+    if failed and certificate.verdict is Verdict.REJECTED:
+        return "caught", failed[0].sentence
+    if unknown and certificate.verdict is Verdict.INCOMPLETE:
+        blind = [finding for finding in named if finding.outcome is Outcome.NOT_INTERPRETED]
+        return ("not interpreted", blind[0].sentence) if blind else ("silent", certificate.reason)
+    settled = any(f.code == "C4" and f.subject == subject and f.outcome is Outcome.FAILED for f in certificate.findings)
+    if settled and certificate.verdict is Verdict.REJECTED and any(finding.outcome is Outcome.UNDECIDED for finding in named):
+        return "undecided", named[0].sentence
+    return "silent", f"{certificate.verdict}: {certificate.reason}"
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two cases hold the same bytes in the same files."""
+    pairs = ((one.base, other.base), (one.adapter, other.adapter), (one.merged, other.merged))
+    return all(_contents(ours) == _contents(theirs) for ours, theirs in pairs)
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}

@@ -1,0 +1,251 @@
+"""C9: sound layers pass whoever rounds them, faults are seen by their layer, and what cannot be told is said to be so."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from certify.checks import c9_layers
+from certify.checks.c9_layers import LayerBehaviour
+from certify.expect.ledger import Ledger, build_ledger
+from certify.finding import Finding, Outcome
+from certify.inputs.adapter import open_adapter
+from certify.inputs.checkpoint import open_checkpoint
+from certify.layers import needs
+from certify.layers.forward import StoppedError
+from certify.layers.weights import Weights
+from tests.test_certify.layer_cases import ALPHA, FAMILIES, RANK, Case, behaviour, examine, faults, make, told
+
+Merge = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (W, A, B, s) → merged
+LLAMA_LAYER, Q = "model.layers.1", "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """On matrices this small, threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layers")
+
+
+def sound(family: str, rho: float, room: Path) -> Case:
+    case = make(family, rho, room)
+    case.write(case.sound())
+    return case
+
+
+def by_subject(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in findings}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sound_merge_passes_in_every_unit(family: str, room: Path) -> None:
+    findings = examine(sound(family, 3e-1, room))
+    assert [(finding.subject, finding.sentence) for finding in findings if finding.outcome is not Outcome.PASSED] == []
+    adapted = [finding.figures for finding in findings if "K" in finding.figures]
+    assert len(adapted) >= 2
+    for figures in adapted:
+        assert figures["K"] == 0.0, "the same arithmetic gives the same bits"
+        assert float(figures["exact_unmerged"] or 0) < float(figures["exact_unmerged_max"] or 0) < 1e-4 < float(figures["err_base"] or 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "rho", "fault"),
+    [
+        ("llama", 1e-1, "o missing"), ("gemma3_text", 1e-2, "o × 0.95"), ("gpt2", 1e-2, "o transposed"), ("t5", 1e-2, "q missing"),
+        ("qwen3_moe", 1e-2, "an expert's down missing"), ("qwen3_moe", 1e-2, "two rows of the router swapped"),
+        ("deepseek_v3", 1e-2, "two experts swapped"), ("deepseek_v3", 1e-2, "deltas of two experts swapped"),
+    ],
+)  # fmt: skip
+def test_a_fault_fails_in_its_layer_and_nowhere_else(family: str, rho: float, fault: str, room: Path) -> None:
+    case = make(family, rho, room)
+    tensors = case.sound()
+    faults(family)[fault](case, tensors)
+    case.write(tensors)
+    assert [finding.subject for finding in examine(case) if finding.outcome is Outcome.FAILED] == [case.family.layer]
+
+
+def test_what_outputs_cannot_tell_is_undecided_and_named(room: Path) -> None:
+    case = make("bert", 1e-2, room)
+    tensors = case.sound()
+    faults("bert")["q missing"](case, tensors)
+    case.write(tensors)
+    findings = examine(case)
+    assert told(case, findings) == "undecided"
+    assert "attention.self.query" in by_subject(findings)[case.family.layer].sentence
+    assert "attention.self.query" in str(by_subject(findings)[case.family.layer].figures["tensors"])
+
+
+def double(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    return (W.double() + s * (B.double() @ A.double())).to(W.dtype)
+
+
+def rank_by_rank(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    out = W.float()
+    for k in range(len(A)):
+        out = out + torch.outer(B[:, k] * s, A[k])
+    return out.to(W.dtype)
+
+
+def twice_rounded(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    """PEFT's safe_merge."""
+    return W + (s * (B @ A)).to(W.dtype)
+
+
+@pytest.mark.parametrize(
+    ("how", "criterion", "outcome"),
+    [
+        (double, "nearest", Outcome.PASSED), (rank_by_rank, "nearest", Outcome.PASSED),
+        (twice_rounded, "peft", Outcome.PASSED), (twice_rounded, "nearest", Outcome.FAILED),
+    ],
+)  # fmt: skip
+def test_only_the_declared_rounding_is_right(how: Merge, criterion: str, outcome: Outcome, room: Path) -> None:
+    case = make("llama", 3e-1, room)
+    factors, tensors = load_file(case.adapter / "adapter_model.safetensors"), case.sound()
+    for key in case.deltas:
+        path = f"base_model.model.{key.removesuffix('.weight')}"
+        tensors[key] = how(case.held[key], factors[f"{path}.lora_A.weight"], factors[f"{path}.lora_B.weight"], ALPHA / RANK)
+    case.write(tensors)
+    layers = [finding for finding in examine(case, criterion) if "K" in finding.figures]
+    assert {finding.outcome for finding in layers} == {outcome}
+
+
+def test_the_expectation_itself_is_held_against_pefts_unmerged_layers(room: Path) -> None:
+    """A ledger that reads a scaling wrongly, at a delta of a thousandth: weights and expectation agree, the trained model does not."""
+    case = make("llama", 1e-3, room)
+    wrong = {key: 1.05 * delta for key, delta in case.deltas.items()}
+    case.write({key: case.rounded(key, wrong[key]) if key in wrong else W for key, W in case.held.items()})
+    base, adapter = open_checkpoint(case.base), open_adapter(case.adapter)
+    ledger = build_ledger(base, [adapter], [1.0])
+    spoiled = {key: tuple(dataclasses.replace(part, scaling=1.05 * part.scaling) for part in parts) for key, parts in ledger.parts.items()}
+    layers = LayerBehaviour(
+        base, open_checkpoint(case.merged), dataclasses.replace(ledger, parts=spoiled), [adapter], [1.0], "nearest"
+    )  # fmt: skip
+    (finding,) = layers.examine(LLAMA_LAYER)
+    assert finding.outcome is Outcome.FAILED
+    assert "PEFT's unmerged layers" in finding.sentence
+
+
+def test_several_adapters_with_weights(room: Path) -> None:
+    one, other = make("qwen3_moe", 3e-1, room), make("qwen3_moe", 1e-1, room)
+    one.write({
+        key: one.rounded(key, torch.stack([0.5 * one.deltas[key], 0.25 * other.deltas[key]]).sum(0)) if key in one.deltas else W
+        for key, W in one.held.items()
+    })  # fmt: skip
+    base, adapters = open_checkpoint(one.base), [open_adapter(one.adapter), open_adapter(other.adapter)]
+    ledger = build_ledger(base, adapters, [0.5, 0.25])
+    layers = LayerBehaviour(base, open_checkpoint(one.merged), ledger, adapters, [0.5, 0.25], "nearest")
+    found = [finding for unit in layers.units for finding in layers.examine(unit)]
+    assert [finding.sentence for finding in found if finding.outcome is not Outcome.PASSED] == []
+
+
+def test_an_untouched_unit_must_answer_exactly(room: Path) -> None:
+    case = make("llama", 1e-1, room)
+    tensors = case.sound()
+    tensors["model.norm.weight"][3] *= 1 + 2**-7
+    case.write(tensors)
+    assert [finding.subject for finding in examine(case) if finding.outcome is Outcome.FAILED] == ["model.norm"]
+
+
+def test_missing_and_misshapen_tensors_fail_in_their_unit(room: Path) -> None:
+    case = make("llama", 1e-1, room)
+    tensors = case.sound()
+    del tensors[Q]
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1].clone()
+    case.write(tensors)
+    found = by_subject(examine(case))
+    assert {subject for subject, finding in found.items() if finding.outcome is Outcome.FAILED} == {LLAMA_LAYER, "lm_head"}
+    assert Q in found[LLAMA_LAYER].sentence
+
+
+def test_other_dtypes_are_judged_as_they_are_stored(room: Path) -> None:
+    """bf16 → fp32 and bf16 → fp16: untouched units are the base's values in another dtype."""
+    case = make("qwen2", 1e-1, room)
+    for dtype in (torch.float32, torch.float16):
+        case.write({
+            key: (W.float() + case.deltas[key]).to(dtype) if key in case.deltas else W.to(dtype) for key, W in case.held.items()
+        })  # fmt: skip
+        assert [finding.sentence for finding in examine(case) if finding.outcome is Outcome.FAILED] == []
+
+
+def test_an_unknown_architecture_is_said_to_be_unknown(room: Path, tmp_path: Path) -> None:
+    case = sound("llama", 1e-1, room)
+    config = tmp_path / "base" / "config.json"
+    config.parent.mkdir()
+    config.write_text('{"architectures": ["NobodyForCausalLM"]}')
+    adapter = open_adapter(case.adapter)
+    base = open_checkpoint(config.parent)
+    layers = LayerBehaviour(base, open_checkpoint(case.merged), build_ledger(base, [adapter], [1.0]), [adapter], [1.0], "nearest")
+    assert layers.units == (c9_layers.WHOLE,)
+    (finding,) = layers.examine(c9_layers.WHOLE)
+    assert finding.outcome is Outcome.NOT_INTERPRETED
+    assert "NobodyForCausalLM" in finding.sentence
+
+
+def test_a_forward_that_does_not_fit_is_refused_with_figures(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = behaviour(sound("llama", 1e-1, room))
+    monkeypatch.setattr(needs, "available", lambda: 1 << 20)
+    assert "1 MiB are free" in layers.announcement
+    (finding,) = layers.examine(LLAMA_LAYER)
+    assert finding.outcome is Outcome.NOT_INTERPRETED
+    assert int(finding.figures["needed_bytes"] or 0) > int(finding.figures["available_bytes"] or 0)
+
+
+def test_a_fault_of_the_gate_names_unit_and_tensor(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, stored = behaviour(sound("llama", 1e-1, room)), Weights._stored
+
+    def broken(weights: Weights, key: str, rows: slice | None) -> Tensor:
+        if key == Q:
+            weights.reading = key
+            raise RuntimeError("no such luck")
+        return stored(weights, key, rows)
+
+    monkeypatch.setattr(Weights, "_stored", broken)
+    assert layers.examine("model.layers.0")[0].outcome is Outcome.PASSED
+    with pytest.raises(StoppedError, match=rf"{LLAMA_LAYER}, at {Q}: RuntimeError: no such luck"):
+        layers.examine(LLAMA_LAYER)
+
+
+@pytest.mark.parametrize("damage", ["missing", "misshapen", "truncated"])
+def test_a_damaged_base_stops_the_forward_and_is_told(damage: str, room: Path, tmp_path: Path) -> None:
+    case = sound("llama", 1e-1, room)
+    broken = dataclasses.replace(case, base=tmp_path / "base", merged=tmp_path / "merged")
+    shutil.copytree(case.base, broken.base)
+    shutil.copytree(case.merged, broken.merged)
+    file, key = broken.base / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-1000])
+    else:
+        save_file({name: W[:-1] if name == key else W for name, W in case.held.items() if name != key or damage == "misshapen"}, file)
+    base, adapter = open_checkpoint(broken.base), open_adapter(case.adapter)
+    layers = LayerBehaviour(base, open_checkpoint(broken.merged), build_ledger(base, [adapter], [1.0]), [adapter], [1.0], "nearest")
+    found = [finding for unit in layers.units for finding in layers.examine(unit)]
+    assert Outcome.NOT_INTERPRETED in {finding.outcome for finding in found}
+    assert "model.layers.0" in {finding.subject for finding in found if finding.outcome is not Outcome.FAILED}
+
+
+def test_a_truncated_merged_file_fails_where_it_is_read(room: Path, tmp_path: Path) -> None:
+    case = dataclasses.replace(sound("llama", 1e-1, room), merged=tmp_path / "merged")
+    case.write(case.sound())
+    file = case.merged / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    failed = [finding for finding in examine(case) if finding.outcome is Outcome.FAILED]
+    assert failed
+    assert all("cannot be read" in finding.sentence or "missing" in finding.sentence for finding in failed)
+
+
+def test_without_an_adapter_nothing_is_expected(room: Path) -> None:
+    case = sound("llama", 1e-1, room)
+    layers = LayerBehaviour(open_checkpoint(case.base), open_checkpoint(case.merged), Ledger(), [], [], "nearest")
+    assert [finding.outcome for unit in layers.units for finding in layers.examine(unit)] == [Outcome.NOT_INTERPRETED]
