@@ -72,18 +72,22 @@ class AcceptList:
 
         whole: every subject was examined; else nothing can be said against an entry that accepted nothing.
         """
-        valid = [entry for entry in self.entries if entry.expires is None or today <= entry.expires]
         left: list[Finding] = []
         accepted: list[Accepted] = []
         used: set[Entry] = set()
         for finding in findings:
-            covering = [entry for entry in valid if acceptable(finding) and entry.covers(finding)]
+            covering = self.covering(finding, today)
             used.update(covering)
             if covering:
                 accepted.append(_accepted(finding, covering[0]))
             else:
                 left.append(finding)
         return left, accepted, [_judged(entry, entry in used, today, whole) for entry in self.entries]
+
+    def covering(self, finding: Finding, today: date) -> list[Entry]:
+        """The entries that accept a failure, in the order of the file."""
+        valid = (entry for entry in self.entries if entry.expires is None or today <= entry.expires)
+        return [entry for entry in valid if acceptable(finding) and entry.covers(finding)]
 
 
 def acceptable(finding: Finding) -> bool:

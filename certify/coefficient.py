@@ -32,8 +32,8 @@ def coefficient(merged: Tensor, base: Tensor, declared: Bound) -> Coefficient | 
     """merged, base (rows, columns) as stored; `declared`: the bound of W + Δ. None where Δ is zero or nothing stored is finite."""
     W, M = base.double(), merged.double()
     delta = declared.exact - W
-    low = (_between(merged, -torch.inf) - W - declared.slack).view(-1)
-    high = (_between(merged, torch.inf) - W + declared.slack).view(-1)
+    low = (between(merged, -torch.inf) - W - declared.slack).view(-1)
+    high = (between(merged, torch.inf) - W + declared.slack).view(-1)
     weight = (delta.abs() / half_ulp(declared.exact, merged.dtype)).view(-1)
     weight[~torch.isfinite(M).view(-1) | ~torch.isfinite(weight)] = 0
     chosen = weight.topk(min(TELLING, weight.numel())).indices
@@ -48,7 +48,7 @@ def coefficient(merged: Tensor, base: Tensor, declared: Bound) -> Coefficient | 
     return Coefficient(float(starts[best]), float(ends[passed[best]]), int(depth[best]) / len(starts))
 
 
-def _between(value: Tensor, towards: float) -> Tensor:
+def between(value: Tensor, towards: float) -> Tensor:
     """Halfway to the next stored value, float64."""
     beside = torch.nextafter(value, torch.full_like(value, towards)).double()
     return (value.double() + beside.nan_to_num(posinf=0, neginf=0)) / 2

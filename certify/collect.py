@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import date
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ class Subject(pytest.Item):
             self._attach([], crashed=f"{type(error).__name__}: {error}")
             raise
         self._attach(findings)
-        failed = [finding for finding in findings if finding.outcome is Outcome.FAILED]
+        accepted = self._suite.examination.accepted
+        failed = [f for f in findings if f.outcome is Outcome.FAILED and not accepted.covering(f, date.today())]
         for finding in failed:
             self.user_properties += [(f"{finding.code}.{name}", printable(str(value))) for name, value in finding.figures.items()]
         if failed:
@@ -90,15 +92,13 @@ class Subject(pytest.Item):
                 pytest.skip(" ".join(paragraph(f"{finding.code}: {finding.sentence}")))
 
     def _attach(self, findings: list[Finding], crashed: str | None = None) -> None:
-        suite = self.getparent(Suite)
-        assert suite is not None
         asked = {"group": self.question.group, "subject": self.question.subject}
-        evidence = asked | {"crashed": crashed, "digests": suite.examination.digests.news()}
+        evidence = asked | {"crashed": crashed, "digests": self._suite.examination.digests.news()}
         self.user_properties.append((EVIDENCE, json.dumps(evidence | {"findings": [asdict(finding) for finding in findings]})))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:  # noqa: ARG002
         """The findings' own sentences and the command that asks again; of a crash, where it happened."""
-        again = f"Again: {repeat(self._request, self.question.subject)}"
+        again = f"Again: {repeat(self._suite.request, self.question.subject)}"
         if not isinstance(excinfo.value, UnsoundError):
             trace = "".join(traceback.format_exception(excinfo.value)[-8:])
             return "\n".join([f"The gate itself failed on {self.name}. This says nothing about the checkpoint.", *paragraph(trace), again])
@@ -109,10 +109,10 @@ class Subject(pytest.Item):
         return "\n".join([*paragraph("\n".join(lines), LINES - 1), again])
 
     @property
-    def _request(self) -> Request:
+    def _suite(self) -> Suite:
         suite = self.getparent(Suite)
         assert suite is not None
-        return suite.request
+        return suite
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where a reporter says that this item lives."""

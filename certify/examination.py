@@ -27,6 +27,7 @@ from certify.inputs.digests import Digests
 from certify.journal import Journal
 from certify.question import ACCOUNTS, FILES, LAYERS, LOGITS, SELF_CHECK, Question
 from certify.request import Request
+from certify.screen import conclude, gathered
 from certify.statement import statement
 from certify.tensors import Tensors, places
 from certify.verdict import Certificate, decide
@@ -103,12 +104,14 @@ class Examination:
 
     def certificate(self, findings: Iterable[Finding], *, run: int, crashed: str | None = None) -> Certificate:
         """The verdict over everything that was found. `run`: subjects really examined; fewer than `expected` is INCOMPLETE."""
-        whole = run == self.expected and self.request.only is None
-        left, accepted, declared = self.accepted.apply([*findings], date.today(), whole=whole)
-        left += whole_fidelity(left, len(self.ledger.parts), self.request.min_retention)
+        whole, found = run == self.expected and self.request.only is None, [*findings]
+        screening = None if self.adapters else conclude(self.base, self.merged, gathered(found))
+        found += whole_fidelity(found, len(self.ledger.parts), self.request.min_retention)
+        left, accepted, declared = self.accepted.apply(found, date.today(), whole=whole)
         ordered = tuple(sorted([*left, *declared], key=lambda finding: RANK[finding.outcome]))
-        verdict, reason = decide(ordered, run=run, expected=self.expected, only=self.request.only, accepted=len(accepted), crashed=crashed)
-        return Certificate(verdict, self.request.level, reason, statement(self, ordered, accepted, verdict, reason, run), ordered)
+        verdict, reason = decide(ordered, accepted, run=run, expected=self.expected, only=self.request.only, crashed=crashed)
+        told = statement(self, ordered, accepted, screening, verdict, reason, run)
+        return Certificate(verdict, self.request.level, reason, told, ordered)
 
     @cached_property
     def ledger(self) -> Ledger:

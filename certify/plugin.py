@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Arm the gate if a question is asked. Raises pytest.UsageError (exit code 4) if it is no question, or not safely asked."""
     option = config.option
     unbuilt = [name for name in UNBUILT if getattr(option, name[2:].replace("-", "_")) is not None]
-    asked = [name for name in ("base", "adapter", "merged", "weight", "only", "report") if getattr(option, name)]
+    asked = [name for name in ("base", "adapter", "merged", "weight", "only", "accept", "report") if getattr(option, name)]
     if unbuilt:
         raise pytest.UsageError(f"{', '.join(unbuilt)}: not built yet")
     if not asked:

@@ -16,6 +16,7 @@ from certify.expect.identity import base_identity
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.folder import regular_files
+from certify.screen import Screening
 from certify.verdict import TITLES, Verdict, not_judged
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ WORST = 20
 
 
 def statement(
-    examination: "Examination", findings: Sequence[Finding], accepted: Sequence[Accepted], verdict: Verdict, reason: str, run: int
+    examination: "Examination",
+    findings: Sequence[Finding],
+    accepted: Sequence[Accepted],
+    screening: Screening | None,
+    verdict: Verdict,
+    reason: str,
+    run: int,
 ) -> dict[str, Any]:
     """The whole statement. What no check has read of a file is read now, for its sha256."""
     request, failed = examination.request, [finding for finding in findings if finding.outcome not in (Outcome.PASSED, Outcome.UNDECIDED)]
@@ -54,6 +61,8 @@ def statement(
             "undecided": [f"{f.code} {f.subject}" for f in findings if f.outcome is Outcome.UNDECIDED][:FAILURES_MAX],
             "accepted": [asdict(difference) for difference in accepted],
             "accept_digest": examination.accepted.digest or None,
+            "screen": screening and {"state": screening.state.value, "findings": list(screening.findings)} | screening.figures,
+            "loading": [asdict(finding) for finding in findings if finding.subject.endswith(": loading")],
             "coverage": {"expected": examination.expected, "run": run},
             "tensors": _tensors(examination),
             "fidelity": distribution(findings, request.min_retention),

@@ -15,6 +15,7 @@ from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import FLOATS
 from certify.relatives import Relatives
 from certify.request import Request
+from certify.screen import noted
 
 
 class Tensors:
@@ -55,6 +56,8 @@ class Tensors:
             relatives = partial(self._relatives.of, name)
             return merged_tensor(name, base, merged, ledger.parts[name], self.request.criterion, relatives, listener)
         found = untouched(name, base, merged)
+        if not ledger.tensors:  # without an adapter nobody knows what should have changed: look at what did
+            found = noted(found, base, merged)
         if found.outcome is Outcome.FAILED and not ledger.complete and "differing" in found.figures:
             why = self._unknown or "not everything about the adapter is interpreted"
             return Finding(found.code, name, Outcome.NOT_INTERPRETED, f"differs from the base, and cannot be judged: {why}", found.figures)

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
 from certify import accept
+from certify.accept import Accepted
 from certify.checks import (
     c1_files,
     c2_completeness,
@@ -68,7 +69,7 @@ class Certificate:
 
 
 def decide(
-    findings: Sequence[Finding], *, run: int, expected: int, only: str | None, crashed: str | None, accepted: int = 0
+    findings: Sequence[Finding], accepted: Sequence[Accepted] = (), *, run: int, expected: int, only: str | None, crashed: str | None
 ) -> tuple[Verdict, str]:
     """The verdict and its reason; of several that fit, the one that comes first in the order of exit codes.
 
@@ -87,7 +88,7 @@ def decide(
         subjects = {finding.subject for finding in unknown}
         more = f" (and {len(subjects) - 1} more)" if len(subjects) > 1 else ""
         return Verdict.INCOMPLETE, f"{unknown[0].code} {unknown[0].subject}{more}: {unknown[0].sentence}."
-    if blind := undecided(findings):
+    if blind := undecided(findings, {difference.subject for difference in accepted}):
         return Verdict.INCOMPLETE, f"{blind[0].code} {blind[0].subject}: {blind[0].sentence}, and C4 did not pass."
     if only is not None:
         return Verdict.INCOMPLETE, f"only subjects that match {only!r} were judged: {run:,} of {expected:,}."
@@ -95,15 +96,19 @@ def decide(
         return Verdict.INCOMPLETE, f"{run:,} of {expected:,} subjects were judged."
     passed = [finding for finding in findings if finding.outcome is Outcome.PASSED]
     warned = "".join(f"; {finding.code} warns: {finding.sentence}" for finding in passed if finding.sentence)
-    declared = f" with {accepted:,} accepted difference{'s' if accepted > 1 else ''}" if accepted else ""
+    declared = f" with {len(accepted):,} accepted difference{'s' if len(accepted) > 1 else ''}" if accepted else ""
     return Verdict.CERTIFIED, f"all {expected:,} subjects pass{declared}{warned}."
 
 
-def undecided(findings: Sequence[Finding]) -> list[Finding]:
-    """What a check could not tell and C4 did not settle: outputs that cannot tell block only there. Layers need C4 of all tensors."""
+def undecided(findings: Sequence[Finding], declared: Set[str] = frozenset()) -> list[Finding]:
+    """What a check could not tell and C4 did not settle: outputs that cannot tell block only there. Layers need C4 of all tensors.
+
+    declared: subjects of accepted differences, which count as settled
+    """
     judged = [finding for finding in findings if finding.code == c4_merged.CODE]
     settled = {finding.subject for finding in judged if finding.outcome is Outcome.PASSED}
-    doubtful = [finding for finding in findings if finding.outcome is Outcome.UNDECIDED and finding.subject not in settled]
+    unsure = [finding for finding in findings if finding.outcome is Outcome.UNDECIDED]
+    doubtful = [finding for finding in unsure if finding.subject not in settled | declared]
     if len(settled) == len(judged):
         return [finding for finding in doubtful if finding.code == c5_modules.CODE]
     return doubtful

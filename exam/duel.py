@@ -39,9 +39,10 @@ NAMES = {  # what deltalint says → causes, as exam.faults calls them, that it 
 
 @dataclass(slots=True)
 class Score:
-    """Of one fault in one condition: how many trials, what each tool said, the causes that each named rightly."""
+    """Of one fault in one condition: how many trials, what each tool said, the causes that each named rightly in adapted tensors."""
 
     trials: int = 0
+    adapted: int = 0
     ours: Counter[str] = field(default_factory=Counter)
     theirs: Counter[str] = field(default_factory=Counter)
     named: Counter[str] = field(default_factory=Counter)
@@ -70,19 +71,19 @@ def certified(asked: Mapping[str, Any], fault: Fault) -> tuple[str, set[str]]:
     return verdict, {fault.cause} if fault.cause and any(fault.cause in cause for cause in causes) else set()
 
 
-def planted(fault: Fault, at: Bench, room: Path) -> Iterator[dict[str, Any]]:
-    """The questions about one fault on one bench, as `certify.judge` takes them."""
+def planted(fault: Fault, at: Bench, room: Path) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The questions about one fault on one bench, as `certify.judge` takes them; True where it is in one adapted tensor."""
     torch.manual_seed(41)
     asked: dict[str, Any] = {"level": "weights", "min_retention": 0.0}
     if fault.plant is not None and (fault.family, (at.dtype, at.rho)) == (at.family, CONDITIONS[0]):
         case = spoiled(at.case, room)
         asked |= {"base": case.base, "adapter": case.adapter, "merged": case.merged}
-        yield asked | (fault.plant(case) or {})
+        yield asked | (fault.plant(case) or {}), False
     for number, site in enumerate(site for site in at.sites if fault.spoil is not None and site.role in fault.roles):
         if (merged := _spoiled_tensor(fault, site)) is not None:
             case = spoiled(at.case, room / str(number))
             overwrite(case.merged, site.key, stored(site, case, merged))
-            yield asked | {"base": case.base, "adapter": case.adapter, "merged": case.merged}
+            yield asked | {"base": case.base, "adapter": case.adapter, "merged": case.merged}, site.role == "adapted"
 
 
 def _spoiled_tensor(fault: Fault, site: Site) -> torch.Tensor | None:
@@ -101,12 +102,12 @@ def faults(root: Path) -> dict[str, dict[tuple[str, float], Score]]:
             at = bench(family, *condition, root)
             for name, fault in FAULTS.items():
                 with tempfile.TemporaryDirectory(dir=root) as room:
-                    for asked in planted(fault, at, Path(room)):
-                        _count(scores[name][condition], asked, fault)
+                    for asked, adapted in planted(fault, at, Path(room)):
+                        _count(scores[name][condition], asked, fault, adapted=adapted)
     return scores
 
 
-def _count(score: Score, asked: Mapping[str, Any], fault: Fault) -> None:
+def _count(score: Score, asked: Mapping[str, Any], fault: Fault, *, adapted: bool) -> None:
     ours, cause = certified(asked, fault)
     several = not isinstance(asked["adapter"], Path)  # deltalint takes one adapter
     theirs, codes = ("inconclusive", set[str]()) if several else deltalint(asked["base"], asked["adapter"], asked["merged"])
@@ -114,8 +115,9 @@ def _count(score: Score, asked: Mapping[str, Any], fault: Fault) -> None:
     score.ours[ours] += 1
     score.theirs[theirs] += 1
     score.only_theirs += theirs == "refused" and ours == "pass"
-    score.named["ours"] += bool(cause)
-    score.named["theirs"] += any(fault.cause in NAMES.get(code, ()) for code in codes)
+    score.adapted += adapted
+    score.named["ours"] += adapted and bool(cause)
+    score.named["theirs"] += adapted and any(fault.cause in NAMES.get(code, ()) for code in codes)
 
 
 def sound_merges(root: Path) -> dict[str, dict[str, Counter[str]]]:

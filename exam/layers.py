@@ -36,18 +36,17 @@ class Cell:
     others: tuple[str, ...] = ()
 
 
-def cells(families: Sequence[str], room: Path) -> Iterator[Cell]:
-    """Every cell of the table, in its order."""
-    for family in families:
-        for size in SIZES:
-            case = make(family, size, room)
-            case.write(case.sound())
-            yield _cell(case, family, SOUND, size)
-            for fault, plant in faults(family).items():
-                tensors = case.sound()
-                plant(case, tensors)
-                case.write(tensors)
-                yield _cell(case, family, fault, size)
+def cells(family: str, room: Path) -> Iterator[Cell]:
+    """Every cell of one family."""
+    for size in SIZES:
+        case = make(family, size, room)
+        case.write(case.sound())
+        yield _cell(case, family, SOUND, size)
+        for fault, plant in faults(family).items():
+            tensors = case.sound()
+            plant(case, tensors)
+            case.write(tensors)
+            yield _cell(case, family, fault, size)
 
 
 def _cell(case: Case, family: str, fault: str, size: float) -> Cell:
@@ -70,22 +69,32 @@ def _others(case: Case) -> tuple[str, ...]:
     return tuple(sorted({finding.code for finding in certificate.findings if finding.outcome is Outcome.FAILED}))
 
 
-def table(made: Sequence[Cell]) -> str:
-    """A line per family and fault, a column per size, and the totals."""
-    lines = [f"{'family':12} {'fault':32}" + "".join(f"{size:>24.0e}" for size in SIZES)]
+def heading() -> str:
+    """What the columns are."""
+    return f"{'family':12} {'fault':32}" + "".join(f"{size:>24.0e}" for size in SIZES)
+
+
+def rows(made: Sequence[Cell]) -> str:
+    """A line per family and fault, a column per size."""
+    lines = []
     for family, fault in dict.fromkeys((cell.family, cell.fault) for cell in made):
         row = [cell for cell in made if (cell.family, cell.fault) == (family, fault)]
         lines.append(f"{family:12} {fault:32}" + "".join(f"{_shown(cell):>24}" for cell in row))
+    return "\n".join(lines)
+
+
+def totals(made: Sequence[Cell]) -> str:
+    """How many were caught, what C9 could not tell and who could, and how many numbers were alive at once."""
     planted = [cell for cell in made if cell.fault != SOUND]
     counts = Counter(cell.told for cell in planted)
     sound = Counter(cell.told for cell in made if cell.fault == SOUND)
     share = counts["caught"] / len(planted)
-    lines.append(
-        f"\nfaults  {len(planted)}: caught {counts['caught']} ({share:.1%}), undecided {counts['undecided']}, passed {counts['passed']}"
-    )
-    lines.append(f"sound   {sum(sound.values())}: passed {sound['passed']}, undecided {sound['undecided']}, refused {sound['caught']}")
-    lines.append(f"live    at most {max(cell.live for cell in made):.2f} × the largest layer")
-    lines += [f"undecided: {c.family}, {c.fault}, {c.size:.0e}: refused by {', '.join(c.others)}" for c in planted if c.told == "undecided"]
+    lines = [
+        f"faults  {len(planted)}: caught {counts['caught']} ({share:.1%}), undecided {counts['undecided']}, passed {counts['passed']}",
+        f"sound   {sum(sound.values())}: passed {sound['passed']}, undecided {sound['undecided']}, refused {sound['caught']}",
+        f"live    numbers at once: at most {max(cell.live for cell in made):.2f} × the largest layer",
+        *(f"undecided: {c.family}, {c.fault}, {c.size:.0e}: refused by {', '.join(c.others)}" for c in planted if c.told == "undecided"),
+    ]
     return "\n".join(lines)
 
 
@@ -102,12 +111,22 @@ def sufficient(made: Sequence[Cell]) -> bool:
 
 
 def main(families: Sequence[str]) -> int:
-    """Prints the table; returns the exit code."""
+    """Prints the table, family by family; returns the exit code."""
     torch.set_num_threads(1)  # on matrices this small, threads wait for each other longer than they work
+    made: list[Cell] = []
+    _tell(heading())
     with tempfile.TemporaryDirectory(prefix="exam-layers-") as room:
-        made = list(cells(families or tuple(FAMILIES), Path(room)))
-    sys.stdout.write(table(made) + "\n")
+        for family in families or tuple(FAMILIES):
+            found = list(cells(family, Path(room)))
+            _tell(rows(found))
+            made += found
+    _tell(f"\n{totals(made)}")
     return 0 if sufficient(made) else 1
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -106,17 +106,17 @@ def _told(said: Iterable[Counter[str]]) -> str:
 
 
 def _named(scores: Scores, condition: tuple[str, float], tool: str) -> set[str]:
-    """The causes that a tool names rightly wherever their faults are planted and refused."""
+    """The causes that a tool names rightly in more than half of the adapted tensors where a fault of theirs is planted."""
     right: dict[str, bool] = {}
     for name, found in scores.items():
         cause, score = FAULTS[name].cause, found.get(condition)
-        if cause and score and score.trials:
-            right[cause] = right.get(cause, False) or score.named[tool] * 2 > score.trials
+        if cause and score and score.adapted:
+            right[cause] = right.get(cause, False) or score.named[tool] * 2 > score.adapted
     return {cause for cause, always in right.items() if always}
 
 
 def _causes(scores: Scores) -> Iterator[str]:
-    yield "**Causes named rightly** in most of the places where their fault is planted"
+    yield "**Causes named rightly** in most of the adapted tensors where a fault of theirs is planted"
     yield ""
     yield f"| of {len({fault.cause for fault in FAULTS.values() if fault.cause})} | {_heads()} |"
     yield "|---|---|---|---|"

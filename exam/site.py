@@ -11,7 +11,7 @@ TINY = 2.0**-126  # the smallest normal float32: what lies below may be flushed 
 Role = Literal["adapted", "silent", "carried", "replaced"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Site:
     """A tensor as its module sees it: a matrix is (out, in), however it is stored.
 

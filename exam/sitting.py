@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import certify
 from certify.finding import Outcome
@@ -17,7 +18,6 @@ from exam.grid import Bench, overwrite, spoiled, stored
 from exam.site import Site, same_bits
 
 CODE = {"adapted": "C4", "silent": "C4", "replaced": "C4", "carried": "C3"}  # the check of a tensor's value
-WHOLE = ("bf16", 1e-2)  # where everything is judged; elsewhere a fault in one tensor is judged with `only` this tensor
 
 
 @dataclass(frozen=True)
@@ -42,40 +42,43 @@ class Cell:
     told: str = ""
 
 
-def sit(fault: Fault, bench: Bench, whole: bool | None = None) -> Iterator[Cell]:
-    """All cells of one fault on one bench. whole: judge everything; None: where WHOLE says so."""
+def sit(fault: Fault, bench: Bench) -> Iterator[Cell]:
+    """All cells of one fault on one bench: one judgement of everything, whatever the number of places."""
+    torch.manual_seed(41)
     with tempfile.TemporaryDirectory() as room:
         if fault.plant is not None and fault.family == bench.family:
             yield from _in_files(fault, bench, Path(room))
         elif fault.spoil is not None:
-            for number, site in enumerate(site for site in bench.sites if site.role in fault.roles):
-                everything = (bench.dtype, bench.rho) == WHOLE if whole is None else whole
-                yield from _in_tensor(fault, bench, site, Path(room) / str(number), everything)
+            yield from _in_tensors(fault, bench, Path(room))
 
 
-def _in_tensor(fault: Fault, bench: Bench, site: Site, room: Path, whole: bool) -> Iterator[Cell]:
-    torch.manual_seed(41)
+def _in_tensors(fault: Fault, bench: Bench, room: Path) -> Iterator[Cell]:
+    """The same fault in one tensor of each kind; every check must fail at each of them, whatever it finds at the others."""
     assert fault.spoil is not None
-    merged = fault.spoil(site)
-    if merged is None:
-        return
-    codes = fault.caught_by or {CODE[site.role]: ""}
-    place = (site.kind, bench.dtype, bench.rho)
-    if same_bits(merged, site.sound) or site.right(merged):
-        outcome = "vacuous" if same_bits(merged, site.sound) else "inside"
-        yield from (Cell(fault.name, fault.kind, code, *place, outcome) for code in codes)
-        return
-    case = spoiled(bench.case, room)
-    overwrite(case.merged, site.key, stored(site, case, merged))
-    only = None if whole else site.key
-    level = "modules" if "C5" in codes else "weights"
-    certificate = certify.judge(case.base, case.adapter, case.merged, level=level, only=only, min_retention=0.0)
-    for code in codes:
-        yield Cell(fault.name, fault.kind, code, *place, *_outcome(certificate, code, site.key, unknown=False))
+    places = [site for site in bench.sites if site.role in fault.roles]
+    planted = {site: tensor for site in places if (tensor := fault.spoil(site)) is not None}
+    harmless = {site: _no_fault(site, tensor) for site, tensor in planted.items()}
+    certificate = None
+    if not all(harmless.values()):
+        case = spoiled(bench.case, room)
+        for site in (site for site, why in harmless.items() if not why):
+            overwrite(case.merged, site.key, stored(site, case, planted[site]))
+        level = "modules" if "C5" in fault.caught_by else "weights"
+        certificate = certify.judge(case.base, case.adapter, case.merged, level=level, min_retention=0.0)
+    for site, why in harmless.items():
+        for code in fault.caught_by or {CODE[site.role]: ""}:
+            found = (why, "") if why or certificate is None else _outcome(certificate, code, site.key, unknown=False)
+            yield Cell(fault.name, fault.kind, code, site.kind, bench.dtype, bench.rho, *found)
+
+
+def _no_fault(site: Site, merged: Tensor) -> str:
+    """Why nothing is wrong with what was planted; empty where something is."""
+    if same_bits(merged, site.sound):
+        return "vacuous"
+    return "inside" if site.right(merged) else ""
 
 
 def _in_files(fault: Fault, bench: Bench, room: Path) -> Iterator[Cell]:
-    torch.manual_seed(41)
     assert fault.plant is not None
     case = spoiled(bench.case, room)
     asked: dict[str, Any] = {"base": case.base, "adapter": case.adapter, "merged": case.merged, "min_retention": 0.0}

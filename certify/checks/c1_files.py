@@ -41,7 +41,8 @@ def index_file(subject: str, checkpoint: Checkpoint) -> Finding:
 def stray_file(subject: str, checkpoint: Checkpoint) -> Finding:
     """A file beside the checkpoint that holds, or may hold, weights: some loader will read it instead."""
     owner = f"the index {INDEX} does not name it" if checkpoint.sharded else "the weights are in model.safetensors"
-    return _finding(subject, [f"stray weight file: {owner}, yet other loaders may read it"])
+    told = f"stray weight file: {owner}, yet other loaders may read it"
+    return Finding(CODE, subject, Outcome.FAILED, told, {"problems": 1, "stray": True})
 
 
 def damaged_input(subject: str, problems: list[str]) -> Finding:

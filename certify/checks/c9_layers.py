@@ -115,7 +115,7 @@ class LayerBehaviour:
         if self._stopped is not None:
             return Finding(CODE, path, Outcome.NOT_INTERPRETED, f"not run: {self._stopped}")
         unit = self.forward.units[path]
-        if unit.keys <= {key for ran in self.forward.ran for key in self.forward.units[ran].keys}:
+        if unit.keys and unit.keys <= {key for ran in self.forward.ran for key in self.forward.units[ran].keys}:
             return Finding(CODE, path, Outcome.PASSED, figures={"tied": True})  # the same tensors were judged where they were used
         if adapted := sorted(unit.touched | (unit.keys & self.forward.weights.ledger.unjudged.keys())):
             return Finding(CODE, path, Outcome.NOT_INTERPRETED, f"adapted, but tokens alone never reach it: {', '.join(adapted[:SHOWN])}")

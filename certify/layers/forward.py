@@ -17,12 +17,12 @@ from certify.layers.answers import Answer, first_tensor
 from certify.layers.inputs import arguments
 from certify.layers.layout import Layout
 from certify.layers.model import runnable
-from certify.layers.unit import Unit, place
+from certify.layers.unit import Call, Unit, place
 from certify.layers.units import find_units
 from certify.layers.unmerged import Unmerged
 from certify.layers.weights import Kind, Version, Weights
 
-Examine = Callable[[Unit, Any, bool], Any]  # (unit, its arguments, whether it is a layer) → what it passes on
+Examine = Callable[[Unit, Call, bool], Any]  # (unit, its arguments, whether it is a layer) → what it passes on
 
 
 class StoppedError(CertifyError):
@@ -35,9 +35,11 @@ class StoppedError(CertifyError):
 
 
 class Forward:
-    """A model ready to be run. units: path → Unit, in the model's order; raises NotInterpretedError where it cannot be built.
+    """A model ready to be run. Raises NotInterpretedError where it cannot be built.
 
-    arguments  None where `blind` says why it has no inputs that this version can make
+    units       path → Unit, in the model's order              layers        paths of those that are layers
+    predictors  paths of the layers that predict further tokens  holders_keys  disk keys that no unit holds, but a module around units
+    ran         paths of the units that were called
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Forward:
 
     def _step(self, unit: Unit, examine: Examine, *args: Any, **kwargs: Any) -> Any:
         """One unit; called again (a shared embedding), it only answers."""
-        call = (args, kwargs)
+        call: Call = (args, kwargs)
         try:
             if not any(isinstance(given, Tensor) for given in tree_flatten(call)[0]):
                 raise NotInterpretedError("it is given nothing: the model needs more than tokens")
@@ -91,12 +93,12 @@ class Forward:
         finally:
             unit.forget()
             self.weights.version = Version("unmerged")
-        return self._unchanged(output, args) if unit.path in self.predictors else output
+        return self._unchanged(output, call) if unit.path in self.predictors else output
 
     @staticmethod
-    def _unchanged(output: Any, args: tuple[Any, ...]) -> Any:
+    def _unchanged(output: Any, call: Call) -> Any:
         """What the last layer said goes past a predictor of further tokens, which is no part of the way to the head."""
-        given = first_tensor(args)
+        given = first_tensor(call)
         return (given, *output[1:]) if isinstance(output, tuple) else given
 
 

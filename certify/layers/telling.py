@@ -40,7 +40,8 @@ def _where(name: str, at: int) -> str:
 def rerouted(trial: Trial) -> str:
     """Tokens that went to other experts than in r: explained by near ties, or not."""
     flips, free = trial.flips["merged_rounded"], trial.flips["free_rounded"]
-    still = all(bool((link.merged == 0).all()) for name, link in trial.links.items() if name.startswith(ROUTING))
+    scores = [link.merged for name, link in trial.links.items() if name.startswith(ROUTING)]
+    still = bool(scores) and not any(bool(score.any()) for score in scores)  # no score moved, and yet tokens did
     if flips and (still or too_many(flips, free)):
         return f"{flips} of {trial.tokens} tokens go to other experts, where as large a change of the weights moves {free}"
     return ""

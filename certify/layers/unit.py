@@ -48,7 +48,8 @@ class Unit:
     @property
     def touched(self) -> set[str]:
         """Disk keys that the adapters change."""
-        return self.keys & {*self.weights.ledger.parts, *self.weights.ledger.replaced}
+        ledger = self.weights.ledger
+        return {key for key in self.keys if key in ledger.parts or key in ledger.replaced}
 
     @property
     def unfit(self) -> str:

@@ -1,5 +1,6 @@
 """The certificate as a person meets it at the end of a terminal run: the verdict first, then why, then what that rests on."""
 
+from collections import Counter
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 COLOURS = {"CERTIFIED": "green", "REJECTED": "red", "INCOMPLETE": "yellow", "ERROR": "red"}
 WIDTH = 100  # characters; longer lines tire
+SCREENED = 5  # sentences of the screen
+OUTCOMES = ("passed", "failed", "not_interpreted", "undecided")
 
 
 class Terminal(Protocol):
@@ -46,7 +49,8 @@ def headline(predicate: dict[str, Any]) -> str:
 def checks(table: dict[str, dict[str, Any]]) -> list[tuple[str, bool]]:
     """One line per check, and whether something failed in it."""
     lines = []
-    for code, check in sorted(table.items(), key=lambda entry: int(entry[0][1:])):
+    spoken = [(code, check) for code, check in table.items() if any(check[outcome] for outcome in OUTCOMES)]
+    for code, check in sorted(spoken, key=lambda entry: int(entry[0][1:])):
         line = f"{code:<4} {check['passed']:>8,} passed"
         line += f"  {check['failed']:>6,} failed" if check["failed"] else " " * 15
         line += f"  {check['not_interpreted']:,} not interpreted" if check["not_interpreted"] else ""
@@ -67,6 +71,12 @@ def facts(predicate: dict[str, Any], exit_code: int, report: Path | None) -> lis
         claimed = "   claimed by the manifest" if adapter["claimed"] else ""
         used = f"{adapter['consumed']:,} of {adapter['tensors']:,} tensors used, weight {figure(adapter['weight'])}"
         lines.append(("adapter", f"{printable(adapter['name'])}   {used}{claimed}"))
+    declared = Counter((item["code"], item["pattern"], item["reason"], item["owner"]) for item in predicate["accepted"])
+    for (code, pattern, reason, owner), count in declared.items():
+        lines.append(("accepted", printable(f"{count:,} × {code} of {pattern}: {reason} ({owner})")))
+    if screen := predicate["screen"]:
+        told = f"{screen['state']}: {screen['touched']:,} of {screen['tensors']:,} tensors are touched; advice, no verdict"
+        lines += [("screen", text) for text in [told, *map(printable, screen["findings"][:SCREENED])]]
     lines.append(("self-check", armed(predicate["self_check"])))
     lines.append(("not judged", ", ".join(f"{item['code']} {item['title']}" for item in predicate["not_judged"]) or "nothing"))
     lines.append(("report", str(report / "index.html") if report else "none; --report=DIR writes the page to sign"))

@@ -51,7 +51,7 @@ def trace(base: Checkpoint, merged: Checkpoint, adapter: Adapter, touches: Mappi
             findings.append(f"{a}: {error}")
     findings += _judged(fits)
     others = [name for name in adapter.tensors if not name.endswith((LORA_A, LORA_B))]
-    findings += _listed("{n} of the adapter not looked at, which {are} no lora_A or lora_B", others)
+    findings += _listed("{n} of the adapter {are} no lora_A or lora_B and not looked at", others)
     beyond = [name for name, touch in touches.items() if touch.touched and name not in placed]
     findings += _listed("{n} changed, of which this adapter says nothing", beyond) if not others else []
     return Trace(tuple(fits), tuple(findings), _figures(fits), "" if fits else "the adapter holds no pair that has a place in the base")

@@ -15,7 +15,7 @@ from certify.request import Request
 from certify.screen import adapter as lost
 from certify.screen import report
 from certify.screen.adapter import Trace
-from certify.screen.screening import Screening, conclude, looked
+from certify.screen.screening import Screening, State, conclude, looked
 from certify.tensors import places
 
 REJECTED, INCOMPLETE = 1, 10
@@ -33,10 +33,15 @@ class Answer:
     def exit_code(self) -> int:
         return REJECTED if self.faults else INCOMPLETE
 
+    @property
+    def state(self) -> State:
+        """What the adapter says against the merge counts as well."""
+        return State.SUSPECT if self.trace is not None and self.trace.findings else self.screening.state
+
     def data(self) -> dict[str, Any]:
         """JSON data."""
         told: dict[str, Any] = {
-            "screen": self.screening.state.value,
+            "screen": self.state.value,
             "exit_code": self.exit_code,
             "findings": list(self.screening.findings),
             "faults": [asdict(fault) for fault in self.faults],
@@ -49,7 +54,7 @@ class Answer:
 
     def text(self) -> list[str]:
         """Lines for a terminal."""
-        return report.lines(self.screening, self.faults, self.trace)
+        return report.lines(self.state, self.screening, self.faults, self.trace)
 
 
 def ask(base: Path, merged: Path, adapter: Path | None, output_dtype: str) -> Answer:

@@ -18,7 +18,7 @@ from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
 
 ROWS, COLUMNS = 1024, 2048  # of the sample: evenly spread rows; the first columns
-RANKS = 128  # looked for at most; more count as full
+RANKS = 128  # looked for at most
 MARGIN = 1.1  # over the edge: the largest singular value of a finite noise matrix fluctuates by n^(−2/3)
 FAINT = 4  # changed elements per free parameter of the factors below which nothing can be said
 KEPT = 0.9  # retention below which a change without a low rank may be a faint one
@@ -27,10 +27,10 @@ POWER, WHITENINGS = 2, 3  # power steps of a sketch; rounds of scaling rows and 
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """What the sample shows. rank: ranks seen; None where it is too faint to tell, or where it is RANKS or more (`full`)."""
+    """What the sample shows. rank: ranks seen; None where it is too faint to tell, or where it is full, or at least `least`."""
 
     rank: int | None
-    full: bool
+    least: int | None = None
 
 
 def sampled_rank(base: Stored, merged: Stored, rho: float, kept: float) -> Rank:
@@ -40,8 +40,8 @@ def sampled_rank(base: Stored, merged: Stored, rho: float, kept: float) -> Rank:
     rank = _visible(change, most)
     full = rank == 0 or rank >= most
     if changed < FAINT * max(1, rank) * sum(change.shape) or (full and kept < KEPT):
-        return Rank(None, False)
-    return Rank(None, True) if full else Rank(rank, False)
+        return Rank(None)
+    return Rank(None, most) if full else Rank(rank)
 
 
 def _sample(base: Stored, merged: Stored, rho: float) -> tuple[Tensor, int]:

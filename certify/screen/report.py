@@ -16,13 +16,13 @@ MEANING = {
 }
 
 
-def lines(screening: Screening, faults: Sequence[Finding], trace: Trace | None) -> list[str]:
+def lines(state: State, screening: Screening, faults: Sequence[Finding], trace: Trace | None) -> list[str]:
     """What was touched, the scalings, what to look at, and what is proven wrong."""
     figures = screening.figures
-    shown = [f"screen   {screening.state}: {MEANING[screening.state]}"]
+    shown = [f"screen   {state}: {MEANING[state]}"]
     shown.append(f"touched  {figures['touched']:,} of {figures['tensors']:,} tensors")
     if figures["lost"]["tensors"]:
-        lower, middle, upper = (figure(value) for value in figures["lost"]["quartiles"])
+        lower, middle, upper = (f"{value:.1%}" for value in figures["lost"]["quartiles"])
         spread = f" (half of the tensors between {lower} and {upper})" if lower != upper else ""
         shown.append(f"kept     {middle} of the change is in the stored values{spread}")
     shown += _some([_role(role) for role in figures["roles"]])
@@ -39,7 +39,7 @@ def _role(role: dict[str, Any]) -> str:
     line = f"         {role['role']}   {role['touched']:,} of {role['tensors']:,}"
     if role["rho"]:
         least, middle, most = (figure(value) for value in role["rho"])
-        line += f"   ρ {middle}" + (f" ({least} to {most})" if least != most else "") + f"   kept {figure(role['retention'])}"
+        line += f"   ρ {middle}" + (f" ({least} to {most})" if least != most else "") + f"   kept {role['retention']:.1%}"
     if role["ranks"]:
         line += f"   rank seen {', '.join(str(rank) for rank in role['ranks'])}"
     return line

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from certify.bounds import SPARE, TINY, U32, Delta, bound
 from certify.checks.c4_merged import blocks, rows_of
-from certify.coefficient import _between, coefficient
+from certify.coefficient import between, coefficient
 from certify.inputs.stored import Stored
 
 STRIP = 1 << 15  # elements; of each that is asked, a row of both factors is in memory
@@ -85,7 +85,7 @@ class _Side:
 
         W, merged (n,)      delta: left (n, rank), right (rank, n), the factors of each element
         """
-        least, most = _between(merged, -torch.inf) - W, _between(merged, torch.inf) - W
+        least, most = between(merged, -torch.inf) - W, between(merged, torch.inf) - W
         along = (delta.left * delta.right.T).sum(dim=1) * self.sign
         reach = delta.left.norm(dim=1) * delta.right.norm(dim=0) * ((delta.rank + SPARE) * U32) + (delta.rank + 8) * TINY
         room = W.abs() * ((delta.rank + SPARE) * U32) + (delta.rank + 8) * TINY

@@ -16,7 +16,7 @@ from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
-from certify.screen.rank import RANKS, sampled_rank
+from certify.screen.rank import sampled_rank
 from certify.screen.siblings import apart, left_out, roles
 from certify.screen.tensor import Touch, look
 from certify.verdict import grouped
@@ -58,7 +58,7 @@ def conclude(base: Checkpoint, merged: Checkpoint, touches: Mapping[str, Touch])
     ranks, full = _ranks(base, merged, touched)
     findings = [f"{name}: {told}" for name, told in apart(touches).items()]
     findings += [f"{name}: {told}" for name, touch in touched.items() for told in _rows(name, touch)]
-    findings += [f"{name}: the change is of full rank, or of {RANKS} or more" for name in full]
+    findings += [f"{name}: the change is of full rank, or of {least} or more" for name, least in full.items()]
     if missed := left_out(touches):
         many = "tensors are" if len(missed) > 1 else "tensor is"
         findings.insert(0, f"{len(missed):,} {many} untouched, though most siblings changed: {grouped(missed)}")
@@ -126,17 +126,17 @@ def _rows(name: str, touch: Touch) -> Iterator[str]:
         yield f"{bare:,} of {rows:,} rows are untouched, the others changed in {touch.share * rows / (rows - bare):.1%} of their elements"
 
 
-def _ranks(base: Checkpoint, merged: Checkpoint, touched: Mapping[str, Touch]) -> tuple[dict[str, int], list[str]]:
-    """(name → ranks seen, names whose change shows no low rank), of a few tensors of each role, the first and the last among them."""
+def _ranks(base: Checkpoint, merged: Checkpoint, touched: Mapping[str, Touch]) -> tuple[dict[str, int], dict[str, int]]:
+    """(name → ranks seen, name → least rank where no low one shows), of a few tensors of each role, its first and last among them."""
     ranks: dict[str, int] = {}
-    full: list[str] = []
+    full: dict[str, int] = {}
     for name in _sample([name for name, touch in touched.items() if touch.rho and _matrix(base, merged, name)]):
         touch = touched[name]
         try:
             seen = sampled_rank(base.tensors[name], merged.tensors[name], touch.rho or 0.0, touch.retention or 0.0)
         except DamagedError:
             continue
-        full += [name] if seen.full else []
+        full |= {name: seen.least} if seen.least is not None else {}
         ranks |= {name: seen.rank} if seen.rank is not None else {}
     return ranks, full
 

@@ -18,6 +18,7 @@ from certify.inputs.adapter import open_adapter
 from certify.inputs.checkpoint import open_checkpoint
 from certify.layers import needs
 from certify.layers.forward import StoppedError
+from certify.layers.tolerance import too_many
 from certify.layers.weights import Weights
 from tests.test_certify.layer_cases import ALPHA, FAMILIES, RANK, Case, behaviour, examine, faults, make, told
 
@@ -215,6 +216,24 @@ def test_a_fault_of_the_gate_names_unit_and_tensor(room: Path, monkeypatch: pyte
     assert layers.examine("model.layers.0")[0].outcome is Outcome.PASSED
     with pytest.raises(StoppedError, match=rf"{LLAMA_LAYER}, at {Q}: RuntimeError: no such luck"):
         layers.examine(LLAMA_LAYER)
+
+
+def test_a_correction_that_only_choices_show_is_seen_by_the_flips(room: Path) -> None:
+    """DeepSeek's bias moves tokens to other experts and no score: all of a layer's answers but the routes are right."""
+    case = make("deepseek_v3", 1e-1, room)
+    tensors = case.sound()
+    bias = f"{case.family.layer}.mlp.gate.e_score_correction_bias"
+    tensors[bias] = 30 * tensors[bias].flip(0)
+    case.write(tensors)
+    (finding,) = [finding for finding in examine(case) if finding.outcome is Outcome.FAILED]
+    assert finding.subject == case.family.layer
+    assert "tokens go to other experts" in finding.sentence
+
+
+@pytest.mark.parametrize(("flips", "reference", "expected"), [(0, 0, False), (19, 0, False), (20, 0, True), (30, 30, False), (64, 4, True)])
+def test_how_many_tokens_may_stand_on_a_near_tie(flips: int, reference: int, expected: bool) -> None:
+    """20 heads in a row are rarer than one in a million."""
+    assert too_many(flips, reference) is expected
 
 
 @pytest.mark.parametrize("damage", ["missing", "misshapen", "truncated"])

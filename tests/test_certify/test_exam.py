@@ -48,7 +48,7 @@ def sat(fault: Fault, benches: Benches) -> list[Cell]:
     for dtype in ("bf16", "fp32"):
         for family, _, kind, *_ in places[first:] + places[:first]:
             held = benches(family, dtype)
-            cells = list(sit(fault, replace(held, sites=tuple(site for site in held.sites if site.kind == kind)), whole=True))
+            cells = list(sit(fault, replace(held, sites=tuple(site for site in held.sites if site.kind == kind))))
             if cells and not {cell.outcome for cell in cells} & {*NO_FAULT}:
                 return cells
     return []

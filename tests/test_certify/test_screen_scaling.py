@@ -16,8 +16,9 @@ from certify.inputs.adapter import open_adapter
 from certify.inputs.checkpoint import open_checkpoint
 from certify.inputs.stored import Stored
 from certify.screen.adapter import Trace, told, trace
+from certify.screen.ask import ask
 from certify.screen.scaling import Fit, fit, groups, reading
-from certify.screen.screening import looked
+from certify.screen.screening import State, looked
 from exam.cases import Case, build, double, edit, merge_into, rank_chunks, safe
 
 
@@ -119,6 +120,7 @@ def test_a_wrong_module_is_named(tmp_path: Path) -> None:
     ]
     edit(case.merged, lambda key, tensor: tensor.flip(0).contiguous() if key == name else tensor)
     findings = traced(case, tmp_path / "lost").findings
+    assert ask(case.base, case.merged, tmp_path / "lost", "same").state is State.SUSPECT
     assert findings[0].startswith(f"{name}: no scaling makes it a once-rounded merge of this adapter")
 
 

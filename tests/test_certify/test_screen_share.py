@@ -9,7 +9,7 @@ from torch import Tensor
 
 from certify.inputs.checkpoint import open_checkpoint
 from certify.inputs.stored import Stored
-from certify.screen.rank import sampled_rank
+from certify.screen.rank import RANKS, sampled_rank
 from certify.screen.share import Gaps
 from certify.screen.tensor import Touch, look
 
@@ -99,7 +99,7 @@ def test_sampled_rank(dtype: torch.dtype, rank: int, rho: float, tmp_path: Path)
     W = weights(dtype)
     M = (W.double() + low_rank(rho, W, rank)).to(dtype)
     found = sampled_rank(*pair(W, M, tmp_path), rho, 1.0)
-    assert not found.full
+    assert found.least is None
     assert found.rank is not None
     assert abs(found.rank - rank) <= 1
 
@@ -108,7 +108,7 @@ def test_a_full_rank_change_and_a_faint_one(tmp_path: Path) -> None:
     W = weights(torch.bfloat16)
     torch.manual_seed(5)
     full = (W.double() + torch.randn(W.shape, dtype=torch.float64) * 2e-3).bfloat16()
-    assert sampled_rank(*pair(W, full, tmp_path), 0.1, 1.0).full
+    assert sampled_rank(*pair(W, full, tmp_path), 0.1, 1.0).least == RANKS
     faint = (W.double() + low_rank(1e-5, W)).bfloat16()
     assert sampled_rank(*pair(W, faint, tmp_path), 1e-5, 0.01).rank is None
 
