@@ -89,6 +89,8 @@ def bound(base: Tensor, deltas: Sequence[Delta], stored: torch.dtype, criterion:
     slack = W.abs().mul_((sum(term.rank for term in terms) + SPARE) * U32)
     for term in terms:
         slack += term.slack()
+    untouched = sum(term.magnitude() for term in terms) == 0  # every product is zero, and W + 0 is exact
+    slack.masked_fill_(untouched & (W.abs() >= TINY), 0.0)
     low, high = exact - slack, exact + slack
     if criterion == "faithful":
         return Bound(exact, slack, ((_down(low, stored), _up(high, stored)),))
@@ -131,9 +133,13 @@ def _peft(W: Tensor, terms: Sequence[Delta], base: torch.dtype, stored: torch.dt
             low = high = W
             for term in terms:
                 least, most = _rounded_delta(term, grid, scaled_after)
-                low = _nearest(low + least - 2 * U32 * (low.abs() + least.abs()), base)
-                high = _nearest(high + most + 2 * U32 * (high.abs() + most.abs()), base)
+                low, high = _nearest(low + least - _sum_error(low, least), base), _nearest(high + most + _sum_error(high, most), base)
             yield _nearest(low, stored), _nearest(high, stored)
+
+
+def _sum_error(value: Tensor, addend: Tensor) -> Tensor:
+    """What one float32 sum may miss; nothing where nothing is added."""
+    return (2 * U32 * (value.abs() + addend.abs())).masked_fill_(addend == 0, 0.0)
 
 
 def _rounded_delta(term: Delta, grid: torch.dtype, scaled_after: bool) -> tuple[Tensor, Tensor]:

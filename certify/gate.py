@@ -86,6 +86,7 @@ class Gate:
             call = pytest.CallInfo.from_call(step, when, reraise=(KeyboardInterrupt, pytest.exit.Exception))  # type: ignore[arg-type]
             item.ihook.pytest_runtest_logreport(report=item.ihook.pytest_runtest_makereport(item=item, call=call))
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        item.user_properties.clear()  # the report has them, and pytest keeps the item to the end
         return True
 
     @pytest.hookimpl(tryfirst=True)

@@ -24,7 +24,7 @@ FAMILIES: dict[str, dict[str, int]] = {  # sizes that differ from exam.cases; 64
     "mixtral": {},
 }
 TARGETS = {
-    "deepseek": ("o_proj", "q_a_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
+    "deepseek": ("o_proj", "gate_proj", "up_proj", "lm_head"),
     "gpt2": ("c_attn", "c_proj"),
     "llama": ("q_proj", "k_proj", "o_proj", "down_proj"),
     "mixtral": ("q_proj", "w1", "w3"),

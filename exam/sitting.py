@@ -18,6 +18,9 @@ from exam.grid import Bench, overwrite, spoiled, stored
 from exam.site import Site, same_bits
 
 CODE = {"adapted": "C4", "silent": "C4", "replaced": "C4", "carried": "C3"}  # the check of a tensor's value
+WHOLE = ("bf16", 1e-2)  # the bench where everything is judged; elsewhere `only` what the fault is about, where a pattern can say that
+WEIGHTS = "*.weight"
+OWN = {"C1", "C2", "C3", "C7"}  # checks that find nothing but about the subject they are asked about; C4 and C8 keep accounts of the whole
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Cell:
 
 
 def sit(fault: Fault, bench: Bench) -> Iterator[Cell]:
-    """All cells of one fault on one bench: one judgement of everything, whatever the number of places."""
+    """All cells of one fault on one bench, by one judgement, whatever the number of places."""
     torch.manual_seed(41)
     with tempfile.TemporaryDirectory() as room:
         if fault.plant is not None and fault.family == bench.family:
@@ -64,7 +67,8 @@ def _in_tensors(fault: Fault, bench: Bench, room: Path) -> Iterator[Cell]:
         for site in (site for site, why in harmless.items() if not why):
             overwrite(case.merged, site.key, stored(site, case, planted[site]))
         level = "modules" if "C5" in fault.caught_by else "weights"
-        certificate = certify.judge(case.base, case.adapter, case.merged, level=level, min_retention=0.0)
+        only = None if (bench.dtype, bench.rho) == WHOLE else WEIGHTS
+        certificate = certify.judge(case.base, case.adapter, case.merged, level=level, only=only, min_retention=0.0)
     for site, why in harmless.items():
         for code in fault.caught_by or {CODE[site.role]: ""}:
             found = (why, "") if why or certificate is None else _outcome(certificate, code, site.key, unknown=False)
@@ -85,6 +89,8 @@ def _in_files(fault: Fault, bench: Bench, room: Path) -> Iterator[Cell]:
     changed = fault.plant(case) or {}
     asked |= {"base": case.base} | changed
     vacuous = not changed and _alike(bench.case, case)
+    if not changed and set(fault.caught_by) <= OWN and len(fault.caught_by) == 1 and (bench.dtype, bench.rho) != WHOLE:
+        asked |= {"only": next(iter(fault.caught_by.values()))}
     certificate = None if vacuous else certify.judge(**asked)
     for code, subject in fault.caught_by.items():
         found = ("vacuous", "") if certificate is None else _outcome(certificate, code, subject, unknown=fault.unknown)

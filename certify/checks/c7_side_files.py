@@ -7,8 +7,9 @@ from pathlib import Path
 from certify.checks.c7_config import config_problems, embedding_rows
 from certify.checks.c7_tokenizer import Problems, tokenizer_problems
 from certify.errors import DamagedError
-from certify.expect.meaning import differences, generation_meaning, without_noise
+from certify.expect.meaning import config_meaning, differences, generation_meaning, without_noise
 from certify.finding import Finding, Outcome
+from certify.inputs.adapter import CONFIG as ADAPTER_CONFIG
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.folder import folder_digest, sha256
 from certify.inputs.side_files import CONFIG, GENERATION, complete_tokenizers, is_code, is_tokenizer, side_files, tokenizer_files
@@ -18,7 +19,6 @@ CODE = "C7"
 TITLE = "configuration, tokenizer and other side files mean what base and adapter say"
 IDENTITY = "base: identity"  # the subject that exists where the request states the base's digest
 SHOWN = 4  # problems told per file
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 class SideFiles:
@@ -79,11 +79,13 @@ class SideFiles:
     def _added(self, name: str, found: Path) -> list[str]:
         if is_code(name):
             return ["code that the base does not have; a loader that trusts remote code would execute it"]
-        if name == GENERATION:  # save_pretrained makes one from config.json: it may repeat what stands there, not contradict it
+        if name == ADAPTER_CONFIG:
+            return ["the configuration of an adapter: a loader takes this directory for an adapter and does not read its weights"]
+        if name == GENERATION:  # save_pretrained makes one from config.json: it may repeat what stands there, and nothing else
+            stated = without_noise(generation_meaning(found.parent) or read_object(found))
             path = self.base.directory / CONFIG
-            stated, config = read_object(found), read_object(path) if _is_object(path) else {}
-            known = {key: value for key in TOKEN_IDS if (value := config.get(key)) is not None}
-            return differences({key: stated.get(key, value) for key, value in known.items()}, known)
+            config = config_meaning(self.base.directory) or (read_object(path) if _is_object(path) else {})
+            return differences(stated, {key: config.get(key) for key in stated})
         return []
 
 

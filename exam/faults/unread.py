@@ -17,7 +17,7 @@ def add(case: Case, **tensors: torch.Tensor) -> None:
 
 @in_files("deepseek", unknown=True, C4="*embed_tokens*", seen="axolotl 0.19, 0.21: embedding LoRA ignored")
 def embedding_lora_ignored(case: Case) -> None:
-    configure(case.adapter, target_modules=["o_proj", "q_a_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens"])
+    configure(case.adapter, target_modules=["o_proj", "gate_proj", "up_proj", "lm_head", "embed_tokens"])
     embedding = {"model.embed_tokens.lora_embedding_A": torch.randn(8, 64), "model.embed_tokens.lora_embedding_B": torch.randn(64, 8)}
     add(case, **embedding)
 
