@@ -27,7 +27,7 @@ from certify.layers.tolerance import admissible
 from certify.layers.weights import Kind, Weights
 
 CODE = "C10"
-TITLE = "logits"
+TITLE = "the model predicts what base + unmerged adapter predict"
 SUBJECT = "logits"
 KINDS: tuple[Kind, ...] = ("rounded", "base", "merged", "admissible")
 

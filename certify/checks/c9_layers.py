@@ -31,7 +31,7 @@ from certify.layers.unit import Call, Unit
 from certify.layers.weights import Version
 
 CODE = "C9"
-TITLE = "layer behaviour"
+TITLE = "decoder layers answer as base + unmerged adapter"
 WHOLE = "layers"  # the subject where there are no units to speak of
 OUTSIDE = "adapted tensors outside every layer"  # the subject that names what no forward reaches
 

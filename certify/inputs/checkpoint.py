@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from sys import intern
 from typing import Any
 
 from certify.errors import DamagedError
@@ -70,10 +71,12 @@ def open_checkpoint(directory: Path, digests: Digests | None = None) -> Checkpoi
         weight_map = dict.fromkeys(headers[SINGLE].entries, SINGLE)
     homes: dict[str, tuple[str, ...]] = {}
     for file, header in headers.items():
+        alone = (file,)  # one object for all tensors of a file: there are 92,000
         for name in header.entries:
-            homes[name] = (*homes.get(name, ()), file)
+            homes[name] = (*homes[name], file) if name in homes else alone
+    paths = {file: directory / file for file in headers}
     tensors = {
-        name: Stored(directory / home, headers[home].entries[name], digests)
+        name: Stored(paths[home], headers[home].entries[name], digests)
         for name, files in homes.items()
         for home in [weight_map[name] if weight_map.get(name) in files else files[0]]
     }
@@ -99,7 +102,7 @@ def _index(index: dict[str, Any]) -> tuple[dict[str, str], int | None, list[str]
     if total is not None and type(total) is not int:
         problems.append(f"total_size is {total!r}, not a whole number")
         total = None
-    return {name: file for name, file in stated.items() if _inside(file)}, total, problems
+    return {intern(name): intern(file) for name, file in stated.items() if _inside(file)}, total, problems
 
 
 def _inside(file: object) -> bool:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from certify.errors import DamagedError
@@ -71,7 +72,7 @@ def _judge(described: dict[str, Any], repeated: list[str], data: int, size: int)
     entries: dict[str, Entry] = {}
     for name, fields in described.items():
         try:
-            entries[name] = _entry(name, fields, data)
+            entries[intern(name)] = _entry(name, fields, data)
         except DamagedError as error:
             problems.append(f"byte {LENGTH}: tensor {name!r}: {error}")
     problems += _tiling(list(entries.values()), data, size)
@@ -92,7 +93,7 @@ def _entry(name: str, fields: Any, data: int) -> Entry:
     needed = math.prod(shape) * BITS[dtype]
     if start > stop or (stop - start) * 8 != needed:
         raise DamagedError(f"{dtype} {shape} needs {needed / 8:,g} bytes; data_offsets [{start}, {stop}] span {stop - start:,}")
-    return Entry(name, dtype, tuple(shape), data + start, data + stop)
+    return Entry(intern(name), intern(dtype), tuple(shape), data + start, data + stop)
 
 
 def _tiling(entries: list[Entry], data: int, size: int) -> list[str]:
