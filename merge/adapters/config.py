@@ -51,8 +51,10 @@ class Settings:
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def saves(self, path: str) -> bool:
-        """True where PEFT would have trained this module whole."""
-        return bool(self.modules_to_save) and _named(self.modules_to_save, path)
+        """True where PEFT would have trained this module, or one around it, whole: it asks whether a path ends so, dot or not."""
+        parts = path.split(".")
+        around = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+        return any(module.endswith(name) for module in around for name in self.modules_to_save)
 
     def targets(self, path: str) -> bool:
         """True where PEFT would have put LoRA on this module."""
@@ -156,5 +158,5 @@ def _named(names: tuple[str, ...] | str, path: str) -> bool:
 
 
 def _layer(path: str) -> int | None:
-    found = re.match(r".*\.[^.]*\.(\d+)\.", path)  # PEFT's own pattern when layers_pattern is not set
+    found = re.match(r".*?\.[^.]*\.(\d+)\.", path)  # PEFT's own pattern when layers_pattern is not set
     return int(found[1]) if found else None

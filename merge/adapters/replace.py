@@ -12,5 +12,5 @@ def claim(settings: Settings, tensors: Mapping[str, Tensor]) -> Iterator[Replace
     for name, tensor in tensors.items():
         path = strip(name)
         module = path.rpartition(".")[0]
-        if ".lora_" not in name and any(f".{module}.".find(f".{saved}.") >= 0 for saved in settings.modules_to_save):
+        if ".lora_" not in name and settings.saves(module):
             yield Replacement(path, tensor)
