@@ -7,7 +7,8 @@ Derivation (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §3
 the products s·b·a. Each product passes at most 2 roundings, 2 more if A and B are cast to float32 first, and every term takes part in
 at most Σrₖ additions, in any order, fused or not, W first or last: γ(n) ≤ (n+6)·u. Σ|b||a| ≤ ‖Bᵢ‖·‖Aⱼ‖ (Cauchy–Schwarz) makes the
 bound rank one. Each operation may also flush a result below 2⁻¹²⁶ to zero; without that term 138 sound tensors were refused.
-The float64 of this file adds r·2⁻⁵³, which the spare roundings cover.
+The float64 of this file adds r·2⁻⁵³, which the spare roundings cover. Where every product is zero, since a row of B is, the additions are
+exact and e = 0: such an element must be W itself, rounded.
 
 Rounding is monotone, so the stored value M of any right merge satisfies   round(v − e) ≤ M ≤ round(v + e).
 
@@ -90,7 +91,7 @@ def bound(base: Tensor, deltas: Sequence[Delta], stored: torch.dtype, criterion:
     for term in terms:
         slack += term.slack()
     untouched = sum(term.magnitude() for term in terms) == 0  # every product is zero, and W + 0 is exact
-    slack.masked_fill_(untouched & (W.abs() >= TINY), 0.0)
+    slack.masked_fill_(untouched & ((W == 0) | (W.abs() >= TINY)), 0.0)
     low, high = exact - slack, exact + slack
     if criterion == "faithful":
         return Bound(exact, slack, ((_down(low, stored), _up(high, stored)),))

@@ -156,7 +156,7 @@ def test_one_unmerged_tensor_is_no_matter_of_storage(llama: Case, tmp_path: Path
     case = cases.copied(llama, tmp_path)
     held = {key: tensor for tensors in cases.read(case.base).values() for key, tensor in tensors.items()}
     cases.edit(case.merged, lambda key, tensor: held[key] if key in case.deltas else tensor)
-    certificate = certify.judge(case.base, case.adapter, case.merged)
+    certificate = certify.judge(case.base, case.adapter, case.merged, level="weights")
     assert "survive storage" not in certificate.reason
     assert codes(certificate, Outcome.FAILED) == {"C4"}
     assert "never merged" in certificate.reason

@@ -143,7 +143,7 @@ def test_a_fault_of_the_gate_is_an_error_that_names_the_tensor(shelf: Shelf, mon
     def broken(*_: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("certify.examination.merged_tensor", broken)
+    monkeypatch.setattr("certify.tensors.merged_tensor", broken)
     case = shelf["llama"]
     certificate = certify.judge(case.base, case.adapter, case.merged)
     assert certificate.verdict is Verdict.ERROR
@@ -153,7 +153,7 @@ def test_a_fault_of_the_gate_is_an_error_that_names_the_tensor(shelf: Shelf, mon
 
 @pytest.mark.parametrize(
     "options",
-    [{"weights": [1.0, 2.0]}, {"criterion": "loose"}, {"output_dtype": "int4"}, {"level": "layers"}, {"merged": Path("/nowhere")}],
+    [{"weights": [1.0, 2.0]}, {"criterion": "loose"}, {"output_dtype": "int4"}, {"level": "all"}, {"merged": Path("/nowhere")}],
 )
 def test_questions_without_sense_are_usage_errors(shelf: Shelf, options: dict[str, Any]) -> None:
     case = shelf["llama"]
