@@ -107,16 +107,13 @@ def _counts(code: str, findings: Sequence[Finding]) -> dict[str, int]:
 
 
 def _tensors(examination: "Examination") -> dict[str, int]:
-    """How many tensors of each kind there are; what is missing or extra is counted there alone."""
+    """How many tensors of each kind there are; what is missing or extra is counted there alone. Without adapters no kind is known."""
     base, merged = {*examination.base.tensors, *examination.base.weight_map}, set(examination.merged.tensors)
     touched, replaced = examination.ledger.parts.keys() & base & merged, examination.ledger.replaced.keys() & base & merged
-    return {
-        "untouched": len((base & merged) - touched - replaced),
-        "merged": len(touched),
-        "replaced": len(replaced - touched),
-        "missing": len(base - merged),
-        "extra": len(merged - base),
-    }
+    kinds = {"untouched": len((base & merged) - touched - replaced), "merged": len(touched), "replaced": len(replaced - touched)}
+    if not examination.adapters:
+        kinds = {"not judged": len(base & merged)}
+    return kinds | {"missing": len(base - merged), "extra": len(merged - base)}
 
 
 def _worst(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -17,4 +17,8 @@ def render(statement: dict[str, Any], exit_code: int) -> str:
     room.filters |= {"printable": printable, "figure": figure, "human": human, "paragraph": paragraph}
     facts = statement["predicate"] | {"subject": statement["subject"], "exit_code": exit_code, "shown": SHOWN}
     facts["checks"] = dict(sorted(facts["checks"].items(), key=lambda entry: int(entry[0][1:])))  # C2 before C10
+    entries: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for item in facts["accepted"]:
+        entries.setdefault((item["pattern"], item["reason"], item["owner"]), []).append(item)
+    facts["declared"] = list(entries.values())
     return room.get_template("index.html").render(facts)
