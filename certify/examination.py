@@ -106,7 +106,9 @@ class Examination:
         """The verdict over everything that was found. `run`: subjects really examined; fewer than `expected` is INCOMPLETE."""
         whole, found = run == self.expected and self.request.only is None, [*findings]
         screening = None if self.adapters else conclude(self.base, self.merged, gathered(found))
-        found += whole_fidelity(found, len(self.ledger.parts), self.request.min_retention)
+        apart = {f.subject for f in found if self.accepted.covering(f, date.today())}  # C8 judges the adapter without them
+        kept = [finding for finding in found if finding.subject not in apart]
+        found += whole_fidelity(kept, len(self.ledger.parts.keys() - apart), self.request.min_retention)
         left, accepted, declared = self.accepted.apply(found, date.today(), whole=whole)
         ordered = tuple(sorted([*left, *declared], key=lambda finding: RANK[finding.outcome]))
         verdict, reason = decide(ordered, accepted, run=run, expected=self.expected, only=self.request.only, crashed=crashed)

@@ -16,13 +16,14 @@ class Files:
     def __init__(self, base: Checkpoint, merged: Checkpoint, adapters: Sequence[Adapter]) -> None:
         self.merged = merged
         self._inputs = _inputs(base, adapters)
-        index = {INDEX} if merged.sharded else set()
-        self.subjects = tuple(sorted({*merged.weight_files, *merged.stray, *index, *self._inputs}))
+        self._held = {*merged.weight_files, *merged.stray, *({INDEX} if merged.sharded else ())}
+        self.subjects = tuple(sorted({*self._held, *self._inputs}))
 
     def examine(self, name: str) -> Finding:
         """C1 of one subject."""
         if name in self._inputs:
-            return c1_files.damaged_input(name, self._inputs[name])
+            own = ["a weight file of the merged directory bears this name, which means another file here"] if name in self._held else []
+            return c1_files.damaged_input(name, own + self._inputs[name])
         if name == INDEX:
             return c1_files.index_file(name, self.merged)
         if name in self.merged.stray:

@@ -161,19 +161,21 @@ def _kinds(failed: Sequence[Finding]) -> dict[str, list[Finding]]:
 
     off = [finding for finding in chosen("C4") if "beyond" in finding.figures]
     lost = [finding for finding in chosen("C3") + chosen("C4") if finding.figures.get("unreadable")]
+    wrong = {finding.subject for finding in off}
+    told = {id(finding) for finding in off + lost}
     return {
         "tensor{s} of the base {are} missing": chosen("C2", "missing"),
         "merged tensor{s} {are} wrong": off,
-        "untouched tensor{s} {differ} from the base": [finding for finding in chosen("C3") if finding not in lost],
+        "untouched tensor{s} {differ} from the base": [finding for finding in chosen("C3") if id(finding) not in told],
         "tensor{s} cannot be read": lost,
         "tensor{s} {are} not of the base": chosen("C2", "extra"),
         "tensor{s} of another shape or dtype": chosen("C2", "shape", "dtype"),
         "tensor{s} did not keep the delta": [f for f in chosen("C8") if not f.figures.get("whole")],
-        "module{s} {are} answering wrongly": [f for f in chosen("C5") if f.subject not in {finding.subject for finding in off}],
+        "module{s} {are} answering wrongly": [f for f in chosen("C5") if f.subject not in wrong],
         "layer{s} {are} answering wrongly": chosen("C9"),
         "prediction{s} {are} not those of base + adapter": chosen("C10"),
         "declared difference{s} {are} expired or unused": chosen("C0"),
         "file{s} {are} unsound or stray": chosen("C1"),
         "side file{s} {are} not what base and adapter say": chosen("C7"),
-        "fault{s} in the adapter's accounts": [finding for finding in chosen("C4") if finding not in off + lost],
+        "fault{s} in the adapter's accounts": [finding for finding in chosen("C4") if id(finding) not in told],
     }

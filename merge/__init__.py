@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,15 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: only those p
 
 __all__ = ["merge", "plan"]
 
+Adapters = str | Path | Sequence[str | Path]
+
 
 def merge(
     base: str | Path,
-    adapter: str | Path,
+    adapter: Adapters,
     out: str | Path,
     *,
+    weights: Sequence[float] = (),
     output_dtype: str = "same",
     block_mib: int = 1,
     workers: int | None = None,
@@ -26,7 +30,9 @@ def merge(
 ) -> Manifest:
     """Write base + adapter to `out`, or continue where an earlier call stopped; returns the manifest.
 
-    base          directory of a safetensors checkpoint      adapter  directory of a PEFT adapter      out  a new directory
+    base          directory of a safetensors checkpoint      out  a new directory
+    adapter       directory of a PEFT adapter, or several of them: base + Σ weight · Δ, summed in float32 and rounded once
+    weights       one factor per adapter; default: 1 for each
     output_dtype  "same", "bf16", "fp16" or "fp32": what the base's main dtype becomes
     block_mib     stored mebibytes per slab; part of the plan, since it can move last bits
     workers       threads; default: the machine's cores, at most 8; the bytes do not depend on it
@@ -40,13 +46,15 @@ def merge(
 
     if workers is not None and workers < 1:
         raise MergeError("workers: at least 1 was expected. Nothing was written.")
-    work = _prepared(base, adapter, out, output_dtype, block_mib)
+    work = _prepared(base, adapter, out, weights, output_dtype, block_mib)
     return engine.run(work, Monitor(), workers=workers or default_workers(), overwrite=overwrite).manifest
 
 
-def plan(base: str | Path, adapter: str | Path, out: str | Path, *, output_dtype: str = "same", block_mib: int = 1) -> Plan:
+def plan(
+    base: str | Path, adapter: Adapters, out: str | Path, *, weights: Sequence[float] = (), output_dtype: str = "same", block_mib: int = 1
+) -> Plan:
     """What `merge` would do, from headers alone; raises merge.errors.MergeError where it would refuse. Writes nothing."""
-    return _prepared(base, adapter, out, output_dtype, block_mib).plan
+    return _prepared(base, adapter, out, weights, output_dtype, block_mib).plan
 
 
 def default_workers() -> int:
@@ -54,8 +62,11 @@ def default_workers() -> int:
     return min(8, len(os.sched_getaffinity(0)))
 
 
-def _prepared(base: str | Path, adapter: str | Path, out: str | Path, output_dtype: str, block_mib: int) -> Merge:
+def _prepared(base: str | Path, adapter: Adapters, out: str | Path, weights: Sequence[float], output_dtype: str, block_mib: int) -> Merge:
     from merge.planner import Options
     from merge.task import Merge
 
-    return Merge(Path(base), (Path(adapter),), Path(out), Options(output_dtype, block_mib=block_mib))
+    folders = (adapter,) if isinstance(adapter, str | Path) else tuple(adapter)
+    return Merge(
+        Path(base), tuple(Path(folder) for folder in folders), Path(out), Options(output_dtype, block_mib=block_mib), tuple(weights)
+    )

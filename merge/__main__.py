@@ -5,7 +5,6 @@
 
 import json
 import os
-import shlex
 import signal
 import sys
 import time
@@ -29,7 +28,8 @@ app = typer.Typer(
 )
 
 Base = Annotated[Path, typer.Option(help="Directory of the base checkpoint (safetensors).")]
-Adapters = Annotated[list[Path], typer.Option("--adapter", help="Directory of the PEFT adapter.")]
+Adapters = Annotated[list[Path], typer.Option("--adapter", help="Directory of a PEFT adapter; several are summed.")]
+Weights = Annotated[list[float] | None, typer.Option("--weight", help="Factor of each --adapter, in their order; 1 unless given.")]
 Out = Annotated[Path, typer.Option(help="Directory to write: new, empty, or a half-finished merge to continue.")]
 Dtype = Annotated[str, typer.Option("--output-dtype", help="same, bf16, fp16 or fp32: what the base's main dtype becomes.")]
 Rounding = Annotated[str, typer.Option(help="nearest. (faithful and stochastic are not built yet.)")]
@@ -56,7 +56,7 @@ def run(
     rounding: Rounding = "nearest",
     block_mib: Block = 1,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: the machine's cores, at most 8.")] = None,
-    weight: Annotated[list[float] | None, typer.Option(help="Not built yet.")] = None,
+    weight: Weights = None,
     rounds: Annotated[int | None, typer.Option(help="Not built yet.")] = None,
     seed: Annotated[int | None, typer.Option(help="Not built yet.")] = None,
     device: Annotated[str, typer.Option(help="cpu. (cuda is not built yet.)")] = "cpu",
@@ -68,10 +68,10 @@ def run(
 ) -> None:
     """Merge an adapter into a checkpoint, or continue a merge that stopped."""
     began = time.monotonic()
-    _refuse_unbuilt({"--weight": weight, "--rounds": rounds, "--seed": seed, "--link": link, "--device cuda": device != "cpu"})
+    _refuse_unbuilt({"--rounds": rounds, "--seed": seed, "--link": link, "--device cuda": device != "cpu"})
     if metrics_file and not metrics_file.resolve().parent.is_dir():
         usage(f"--metrics-file {metrics_file}: there is no such directory")
-    work = _work(base, adapter, out, output_dtype, rounding, block_mib)
+    work = _work(base, adapter, weight or [], out, output_dtype, rounding, block_mib)
     from merge import display, engine
     from merge.monitor import Monitor
     from merge.task import RUN_FILE
@@ -80,7 +80,7 @@ def run(
     metrics = display.Metrics(metrics_file or out / RUN_FILE, out, threads)
     with display.watched(monitor, metrics, out, quiet=quiet or as_json) as gpus:
         result = engine.run(work, monitor, workers=threads, overwrite=overwrite)
-    certify = _certify_command(work, out, output_dtype)
+    certify = display.certify_command(work)
     sample = display.figures(monitor, gpus) | {"whole_seconds": round(time.monotonic() - began, 3)}
     if not result.already:
         metrics.write("end", sample)
@@ -103,11 +103,12 @@ def plan(
     output_dtype: Dtype = "same",
     rounding: Rounding = "nearest",
     block_mib: Block = 1,
+    weight: Weights = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that the memory forecast assumes.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what `run` would do, from headers alone: operations, disk, memory. Writes nothing."""
-    work = _work(base, adapter, out, output_dtype, rounding, block_mib)
+    work = _work(base, adapter, weight or [], out, output_dtype, rounding, block_mib)
     from merge import display, output
 
     made, files = work.plan, work.side_files
@@ -176,9 +177,12 @@ def rehearse() -> None:
 
 
 @app.command()
-def support() -> None:
-    """Not built yet."""
-    usage("support is not built yet")
+def support(as_json: Json = False) -> None:
+    """Say what is merged, family by family and feature by feature, and what is refused."""
+    from merge.adapters import refused, table
+
+    found = table.read()
+    typer.echo(json.dumps(found | {"refused": refused.reasons()}, sort_keys=True) if as_json else table.text(found, refused.reasons()))
 
 
 def _refuse_unbuilt(options: dict[str, object]) -> None:
@@ -187,13 +191,15 @@ def _refuse_unbuilt(options: dict[str, object]) -> None:
         usage(f"{', '.join(unbuilt)}: not built yet")
 
 
-def _work(base: Path, adapters: list[Path], out: Path, output_dtype: str, rounding: str, block_mib: int) -> "Merge":
+def _work(base: Path, adapters: list[Path], weights: list[float], out: Path, output_dtype: str, rounding: str, block_mib: int) -> "Merge":
     """The merge that the options describe; imports torch and transformers only once they are known to make sense."""
     if output_dtype not in ("same", "bf16", "fp16", "fp32"):
         usage(f"--output-dtype {output_dtype}: same, bf16, fp16 or fp32 was expected")
     if rounding not in ("nearest", "faithful", "stochastic"):
         usage(f"--rounding {rounding}: nearest was expected")
-    _refuse_unbuilt({f"--rounding {rounding}": rounding != "nearest", "several --adapter": len(adapters) > 1})
+    if weights and len(weights) != len(adapters):
+        usage(f"{len(weights)} --weight for {len(adapters)} --adapter: one each was expected, or none")
+    _refuse_unbuilt({f"--rounding {rounding}": rounding != "nearest"})
     with lean.without(*lean.NOT_NEEDED):
         import transformers.generation
         import transformers.modeling_layers  # noqa: F401  # what every model class is defined with
@@ -201,13 +207,7 @@ def _work(base: Path, adapters: list[Path], out: Path, output_dtype: str, roundi
         from merge.planner import Options
         from merge.task import Merge
 
-    return Merge(base, tuple(adapters), out, Options(output_dtype, rounding, block_mib))
-
-
-def _certify_command(work: "Merge", out: Path, output_dtype: str) -> str:
-    """The complete command that has the result judged."""
-    parts = [f"--base={work.base}", *(f"--adapter={folder}" for folder in work.adapters), f"--merged={out}", "--criterion=nearest"]
-    return shlex.join(["lora-certify", "run", *parts, f"--output-dtype={output_dtype}"])
+    return Merge(base, tuple(adapters), out, Options(output_dtype, rounding, block_mib), tuple(weights))
 
 
 def _stop(number: int, _frame: object) -> NoReturn:

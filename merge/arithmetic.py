@@ -1,10 +1,21 @@
-"""One slab of one weight: decode, add every delta in float32, round once, encode. Pure; memory is the caller's."""
+"""One slab of one weight: decode, apply every step in float32, round once, encode. Pure; memory is the caller's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
 from merge import rounding
+
+
+class Applied(Protocol):
+    """One step, ready to act on any slab."""
+
+    def apply(self, exact: torch.Tensor, start: int) -> None:
+        """Change rows start … of the weight in place.
+
+        exact  (n, columns)  float32
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,31 +26,111 @@ class Delta:
 
     left   (rows, rank)     float32, contiguous
     right  (rank, columns)  float32, contiguous
+    at     row of the stored weight that takes the first row of Δ
+
+    Source: Hu et al. 2021, arXiv:2106.09685.
     """
 
     left: torch.Tensor
     right: torch.Tensor
     scaling: float
+    at: int = 0
 
     @classmethod
-    def of(cls, a: torch.Tensor, b: torch.Tensor, scaling: float, *, transposed: bool) -> "Delta":
-        """From a (rank, in) and b (out, rank), any float dtype; `transposed` for weights stored (in, out)."""
-        if transposed:
-            return cls(a.float().T.contiguous(), b.float().T.contiguous(), scaling)
-        return cls(b.float(), a.float(), scaling)
+    def of(
+        cls,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+        *,
+        transposed: bool,
+        columns: tuple[int, int] = (0, 1),
+        rows: tuple[int, int] | None = None,
+        at: int = 0,
+    ) -> "Delta":
+        """From a (rank, in, …) and b (out, columns, …), any float dtype; the fields are those of `operation.Part`."""
+        first, step = columns
+        a = a.flatten(1)
+        b = b.flatten(1)[:, first : first + step * len(a) : step]
+        left, right = (a.float().T, b.float().T) if transposed else (b.float(), a.float())
+        return cls(left[slice(*rows) if rows else slice(None)].contiguous(), right.contiguous(), scaling, at)
+
+    def apply(self, exact: torch.Tensor, start: int) -> None:
+        low, high = max(start, self.at), min(start + len(exact), self.at + len(self.left))
+        if low < high:
+            exact[low - start : high - start].addmm_(self.left[low - self.at : high - self.at], self.right, alpha=self.scaling)
 
 
-def merge(stored: torch.Tensor, deltas: tuple[Delta, ...], rows: slice, exact: torch.Tensor, out: torch.Tensor) -> bool:
-    """W + Σ scaling · B · A for some rows; False if a result is not finite.
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """scaling · value is added. value  (rows, columns)  float32"""
 
-    stored  (n, columns)  the base's rows, in its dtype
+    value: torch.Tensor
+    scaling: float
+
+    def apply(self, exact: torch.Tensor, start: int) -> None:
+        exact.add_(self.value[start : start + len(exact)], alpha=self.scaling)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Some rows take trained values. value  (count, columns)  float32"""
+
+    value: torch.Tensor
+    indices: tuple[int, ...]
+
+    def apply(self, exact: torch.Tensor, start: int) -> None:
+        for row, index in zip(self.value, self.indices, strict=True):
+            if start <= index < start + len(exact):
+                exact[index - start].copy_(row)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescaled:
+    """Every row, or every column, keeps the magnitude that the adapter learned for it: V = W + Δ becomes magnitude · V / ‖V‖₂.
+
+    magnitude  one per stored row (axis 1) or column (axis 0)  float32
+    norms      ‖V‖ per column, float64: known only once a first pass has seen every row; None for rows, which carry their own
+
+    Source: Liu et al. 2024, arXiv:2402.09353. A direction of length zero has no value, and the result is not finite.
+    """
+
+    magnitude: torch.Tensor
+    axis: int
+    norms: torch.Tensor | None = None
+
+    def apply(self, exact: torch.Tensor, start: int) -> None:
+        if self.axis == 1:
+            norms = torch.linalg.vector_norm(exact, dim=1, dtype=torch.float64)
+            exact.mul_((self.magnitude[start : start + len(exact)] / norms).float().unsqueeze(1))
+        else:
+            assert self.norms is not None, "the first pass comes first"
+            exact.mul_((self.magnitude / self.norms).float())
+
+    def knowing(self, squares: torch.Tensor) -> "Rescaled":
+        """The same with the column norms of the first pass. squares  (columns,)  float64, summed over every row"""
+        return replace(self, norms=squares.sqrt())
+
+
+def merge(stored: torch.Tensor, steps: tuple[Applied, ...], start: int, exact: torch.Tensor, out: torch.Tensor) -> bool:
+    """Rows start … of a weight after every step, rounded once; False if a result is not finite.
+
+    stored  (n, columns)  the rows as they are, in their dtype
     exact   (n, columns)  float32 work space, overwritten
     out     (n, columns)  the output's dtype, overwritten; may share memory with `stored`
     """
     exact.copy_(stored)
-    for delta in deltas:
-        exact.addmm_(delta.left[rows], delta.right, alpha=delta.scaling)
+    for step in steps:
+        step.apply(exact, start)
     return rounding.nearest(exact, out)
+
+
+def squares(stored: torch.Tensor, steps: tuple[Applied, ...], start: int, exact: torch.Tensor) -> torch.Tensor:
+    """Σ over these rows of the squares after every step, per column, in float64: the fold of a first pass."""
+    exact.copy_(stored)
+    for step in steps:
+        step.apply(exact, start)
+    return exact.double().square_().sum(0)
 
 
 def convert(stored: torch.Tensor, exact: torch.Tensor, out: torch.Tensor) -> bool:

@@ -1,6 +1,7 @@
 """What a person sees of a run: a live bar on a terminal, plain lines elsewhere, and a closing summary worth reading."""
 
 import json
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from merge.manifest import Manifest
 from merge.monitor import Gpus, Monitor, memory
 from merge.planner import Plan
 from merge.sink import STATE
+from merge.task import Merge
 
 REFRESH = 0.2  # seconds between two looks at the counters
 PLAIN_EVERY = 5.0  # seconds between two plain lines, and between two samples in the metrics file
@@ -143,6 +145,13 @@ def summary(manifest: Manifest, sample: dict[str, Any], *, whole_seconds: float,
     return "\n".join([*lines, "Next, have it judged:", f"  {certify}"])
 
 
+def certify_command(work: Merge) -> str:
+    """The complete command that has the result judged."""
+    parts = [f"--base={work.base}", *(f"--adapter={folder}" for folder in work.adapters), *(f"--weight={w}" for w in work.weights)]
+    told = [f"--merged={work.out}", "--criterion=nearest", f"--output-dtype={work.options.output_dtype}"]
+    return shlex.join(["lora-certify", "run", *parts, *told])
+
+
 def forecast(plan: Plan, *, disk: int, memory_bytes: int, files: int, stale: tuple[str, ...]) -> str:
     """What a merge would do, for a person."""
     counts = plan.counts
@@ -155,4 +164,16 @@ def forecast(plan: Plan, *, disk: int, memory_bytes: int, files: int, stale: tup
     ]
     if stale:
         lines.append(f"Not carried, since the base's index does not name them: {', '.join(stale)}")
+    twice = sum(operation.passes == 2 for operation in plan.operations)
+    if twice:
+        lines.append(f"{twice} tensors will be read twice, slab by slab: the norms of their columns come first.")
+    if plan.edits:
+        lines.append(f"config.json will say {', '.join(f'{name} = {value}' for name, value in sorted(plan.edits.items()))}")
+    if plan.literal:
+        lines.append(
+            "transformers does not know the architecture, and remote code is never run: names were taken as they stand. Look at them:"
+        )
+        for operation in plan.operations:
+            given = [read.tensor.name for read in operation if read.place == "adapter"]
+            lines += [f"  {operation.target}  ←  {', '.join(given)}"] if given else []
     return "\n".join([*lines, f"Plan   {plan.digest}", "Nothing was written."])

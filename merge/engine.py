@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from merge import journal, manifest, output, side_files
-from merge.errors import NOTHING_WRITTEN, AdapterError, MergeError, OutputError, WriteError, listing
+from merge.errors import NOTHING_WRITTEN, MergeError, OutputError, WriteError
 from merge.manifest import MANIFEST, Manifest
 from merge.monitor import Monitor
-from merge.operation import Read, ShardRecord
-from merge.runners.local import Inputs, LocalRunner, matches
+from merge.operation import ShardRecord
+from merge.runners import numbers
+from merge.runners.inputs import Inputs
+from merge.runners.local import LocalRunner, matches
 from merge.sink import Sink
 from merge.source import INDEX, Reader
 from merge.task import Merge
@@ -35,7 +35,7 @@ def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False
         return Result(before, already=True)
     output.refuse_foreign(merge.out)
     output.refuse_full_disk(merge)
-    _refuse_not_finite(merge)
+    _refuse_damaged(merge)
     facts = merge.facts
     if overwrite:
         output.clean(merge.out, also_finished=True)
@@ -102,24 +102,18 @@ def _beside(merge: Merge, sink: Sink) -> None:
     for name, source in files.sources.items():
         sink.carry(name, source)
     if files.origins.get(side_files.CONFIG) == "written":
-        sink.whole(side_files.CONFIG, side_files.config(merge.base / side_files.CONFIG, merge.options.output_dtype))
+        sink.whole(side_files.CONFIG, side_files.config(merge.base / side_files.CONFIG, merge.options.output_dtype, made.edits))
     sink.whole(side_files.CARD, side_files.card(merge.base, merge.adapters, made.counts))
 
 
-def _refuse_not_finite(merge: Merge) -> None:
-    """Raises AdapterError naming every adapter tensor that holds a NaN or an infinity. Reads the adapters whole, tensor by tensor."""
-    bad = []
-    for folder, adapter in zip(merge.adapters, merge.opened, strict=True):
-        reader = Reader(folder)
-        inputs = Inputs(reader, (reader,))
-        for tensor in adapter.tensors.values():
-            values = inputs.tensor(Read("base", 0, tensor))
-            count = int((~torch.isfinite(values)).sum())
-            if count:
-                bad.append(f"{tensor}: {count} of {tensor.elements} values are NaN or infinite")
-        reader.close()
-    if bad:
-        raise AdapterError(f"{len(bad)} adapter tensors are damaged\n{listing(bad)}\n{NOTHING_WRITTEN}")
+def _refuse_damaged(merge: Merge) -> None:
+    """Raises AdapterError for what only the numbers show; reads the adapters whole."""
+    base, adapters = Reader(merge.base), tuple(Reader(folder) for folder in merge.adapters)
+    try:
+        numbers.refuse_damaged(merge.plan, merge.opened, Inputs(base, adapters))
+    finally:
+        for reader in (base, *adapters):
+            reader.close()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Where an adapter's module lives in the checkpoint: the join of `NameTable` and the adapter's own names. Pure."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 from merge.nametable import NameTable, Weight
 
@@ -11,21 +11,29 @@ class Names:
 
     def __init__(self, table: NameTable) -> None:
         self.table = table
-        self._by_parameter: Mapping[str, Weight] = {w.parameter: w for w in table.weights if not w.fused}
         self._by_renamed: Mapping[str, Weight] = {w.renamed: w for w in table.weights}
-        self._fillers = Counter(w.parameter for w in table.weights)
-        self._shared = set(table.tied) | set(table.tied.values())
+        self.fillers: Mapping[str, list[Weight]] = defaultdict(list)
+        for weight in table.weights:
+            self.fillers[weight.parameter].append(weight)
+
+    def parameter(self, names: Iterable[str]) -> tuple[str, str] | None:
+        """(the one of these names that exists, its parameter): on disk, tied to one that is, or of a head that the base has not."""
+        for name in names:
+            found = self.table.aliases[name]
+            if self.find(name) or found.parameter in self.table.absent:
+                return name, found.parameter
+        return None
 
     def find(self, name: str) -> Weight | None:
-        """The disk tensor behind a weight name of the adapter, whichever module tree it was trained on; a tied weight is its source."""
-        parameter, renamed = self.table.aliases[name]
-        own = self._by_parameter.get(parameter) or self._by_renamed.get(renamed)
-        return own or self._by_parameter.get(self.table.tied.get(parameter, ""))
+        """The disk tensor behind a weight name of the adapter, whichever module tree it was trained on."""
+        found = self.table.aliases[name]
+        own = self.whole(found.parameter)
+        return (own if found.piece is None else None) or self._by_renamed.get(found.renamed) or own
+
+    def whole(self, parameter: str) -> Weight | None:
+        """The disk tensor that fills a parameter by itself."""
+        return next((weight for weight in self.fillers.get(parameter, ()) if not weight.fused), None)
 
     def is_ambiguous(self, weight: Weight) -> bool:
         """True where another disk tensor fills the same parameter as a whole."""
-        return not weight.fused and self._fillers[weight.parameter] > 1
-
-    def is_tied(self, name: str) -> bool:
-        """True where the weight shares its storage with another one."""
-        return self.table.aliases[name][0] in self._shared
+        return not weight.fused and len(self.fillers[weight.parameter]) > 1

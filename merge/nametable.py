@@ -1,10 +1,21 @@
 """What an architecture calls its weights, as plain data: every disk key's parameter, layout and tie."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-Layout = Literal["linear", "conv1d", "other"]  # stored (out, in); stored (in, out); anything else
+# stored (out, in); (in, out); (tokens, features); (out, in, …); a parameter of its own, such as stacked experts; a weight that the model
+# reads without calling its module; of an architecture that nobody knows; anything else
+Layout = Literal["linear", "conv1d", "embedding", "convolution", "parameter", "bypassed", "unknown", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where one expert's matrix lies in the parameter that holds them all: `part` of `parts` equal runs of its rows."""
+
+    expert: int
+    part: int = 0
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +26,9 @@ class Weight:
     parameter  the in-memory parameter that it fills
     renamed    its name after today's renamings, before any fusion: what adapters of older module trees meet
     layout     how its module stores a weight, from the module's class, never from the shape
-    fused      several disk tensors are fused into the parameter (stacked experts)
+    fused      several disk tensors are fused into the parameter
+    piece      which part of it this one is, where the fusion is a plain stacking of experts
+    flipped    the parameter holds each matrix transposed; None: wherever the shapes differ, as the loader itself decides
     """
 
     key: str
@@ -23,6 +36,28 @@ class Weight:
     renamed: str
     layout: Layout
     fused: bool
+    piece: Piece | None = None
+    flipped: bool | None = False
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """What an adapter's weight name means in the tree of today: its parameter, the name before fusion, the expert it speaks of."""
+
+    parameter: str
+    renamed: str
+    piece: Piece | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A module with parameters of its own: their names and shapes in the order of registration.
+
+    transposed  the module's class says that it stores (in, out) per expert
+    """
+
+    parameters: Mapping[str, tuple[int, ...]]
+    transposed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +66,25 @@ class NameTable:
 
     weights    one per disk key that a module owns
     unmatched  disk keys that no module owns (MTP layers, quantiser scales): carried byte for byte
-    aliases    adapter weight name → (parameter, renamed), by the same renamings that the disk keys went through
+    aliases    adapter weight name → its meaning, by the same renamings that the disk keys went through
     tied       parameter → the parameter whose storage it shares
-    modules    path → layout of every linear module of the tree: what `target_modules` can name
+    modules    path → layout of every module that `target_modules` can name
     embedding  disk key of the input embeddings, if the checkpoint has them
+    owners     path → module that is no linear layer and has parameters of two or three dimensions
+    absent     parameters that no disk key fills: tied ones, and those of a new head
+    embeddings parameters of the input and of the output embeddings
+    encoder_decoder  the flag of a tie decides more than the tie there
     """
 
     architecture: str
     weights: tuple[Weight, ...]
     unmatched: tuple[str, ...]
-    aliases: Mapping[str, tuple[str, str]]
+    aliases: Mapping[str, Alias]
     tied: Mapping[str, str]
     modules: Mapping[str, Layout]
     embedding: str | None
+    owners: Mapping[str, Owner] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
+    embeddings: tuple[str, ...] = ()
+    encoder_decoder: bool = False
+    known: bool = True

@@ -24,17 +24,71 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One addend of a merged weight: scaling · B · A, stored as the base stores the weight.
+    """One addend of a weight: scaling · B · A, or some rows of it, laid over rows of the stored weight.
 
-    a  (rank, in_features)      b  (out_features, rank)
+    A stored weight counts as a matrix: a convolution has a row per output channel, stacked experts lie one below the other.
+
+    a  (rank, in_features, …)      b  (out_features, columns, …), trailing dimensions flattened
     scaling     the adapter's factor (alpha/rank or alpha/√rank) times the adapter's weight
-    transposed  the base stores (in_features, out_features), as Conv1D does: the addend is (B · A)ᵀ
+    transposed  the addend is (B · A)ᵀ: the base stores (in_features, out_features), as Conv1D and embeddings do
+    columns     (first, step): the rank columns of B that belong to A; every expert has its own in a stack
+    rows        (start, stop) of the addend that lie in this tensor
+    at          row of the stored weight that takes the first of them
     """
 
     a: Read
     b: Read
     scaling: float
-    transposed: bool = False
+    transposed: bool
+    columns: tuple[int, int]
+    rows: tuple[int, int]
+    at: int
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return self.a, self.b
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """scaling · value is added, element by element: the bias of lora_B."""
+
+    value: Read
+    scaling: float
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of the stored weight that take trained values: row indices[i] becomes value[i]."""
+
+    value: Read
+    indices: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitude:
+    """DoRA: what lies there is divided by its norms and multiplied by the learned ones.
+
+    axis  1: one norm per stored row; 0: one per stored column, which takes a pass over the whole tensor first
+    """
+
+    value: Read
+    axis: int
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return (self.value,)
+
+
+Step = Part | Shift | Rows | Magnitude
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +113,7 @@ class Operation:
 
     target  the output tensor: its place in the output shard is known before the first read
     reads   what it is made from; the first one is decoded, the others belong to its encoding
-    parts   what is added in float32, in this order
+    parts   what happens to it in float32, in this order
     passes  1, or 2 with a fold in between
     """
 
@@ -67,7 +121,7 @@ class Operation:
     target: Tensor
     reads: tuple[Read, ...]
     slabs: Slabs
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Step, ...] = ()
     passes: int = 1
 
     @property
@@ -84,8 +138,7 @@ class Operation:
         """Every read, those of the parts included."""
         yield from self.reads
         for part in self.parts:
-            yield part.a
-            yield part.b
+            yield from part.reads
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,9 @@ from merge.adapters import Adapter
 from merge.catalog import Catalog, Tensor, compose
 from merge.errors import NOTHING_WRITTEN, CheckpointError, MergeError, listing
 from merge.nametable import NameTable
-from merge.operation import Operation, Read, ShardPlan, Slabs
-from merge.placement import Placed, place
+from merge.operation import Magnitude, Operation, Read, ShardPlan, Slabs
+from merge.placement import Equal, Placed, heads, place
+from merge.placement.layers import outline
 
 OUTPUT_DTYPES: Mapping[str, str | None] = {"same": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 MIB = 1 << 20
@@ -42,12 +43,19 @@ class Options:
 class Plan:
     """All that one merge will do.
 
-    shards       in the base's order; their operations tile them
+    shards   in the base's order; their operations tile them
+    edits    fields of config.json that must follow
+    equal    tensors of the adapters that must hold the same numbers before anything is written      zero  those that must be zero
+    literal  nobody knows the architecture: names were taken as they stand, and are to be looked at
     """
 
     options: Options
     shards: tuple[ShardPlan, ...]
     adapter_tensors: int
+    edits: Mapping[str, Any] = field(default_factory=dict)
+    equal: tuple[Equal, ...] = ()
+    zero: tuple[Read, ...] = ()
+    literal: bool = False
 
     @property
     def operations(self) -> Iterable[Operation]:
@@ -102,26 +110,51 @@ class Plan:
                 for shard in self.shards
             ],
             "adapter_tensors": self.adapter_tensors,
+            "edits": dict(self.edits),
+            "equal": [asdict(pair) for pair in self.equal],
+            "zero": [asdict(read) for read in self.zero],
+            "literal": self.literal,
         }
 
 
-def plan(catalogs: Iterable[Catalog], adapters: Iterable[Adapter], table: NameTable, options: Options) -> Plan:
+def plan(
+    catalogs: Iterable[Catalog], adapters: Iterable[Adapter], table: NameTable, options: Options, *, edits: Mapping[str, Any] | None = None
+) -> Plan:
     """The operations of every shard.
 
     catalogs  one per base shard, in the order in which the shards are to be written
+    edits     fields of config.json that the adapters' training changed
 
     Raises AdapterError (all of a kind in one message) if a tensor has no place, has the wrong shape, or meets something
     that this version does not merge into.
     """
     catalogs, adapters = tuple(catalogs), tuple(adapters)
-    base = {tensor.name: tensor for catalog in catalogs for tensor in catalog.tensors}
-    placed = place(adapters, table, base)
+    entries = outline(catalogs, adapters)
+    base = {name: tensor for shard in entries for name, tensor in shard}
+    placement = place(adapters, table, base)
+    if edits and "architectures" in edits:
+        heads.refuse_half(table, placement)
     target = OUTPUT_DTYPES[options.output_dtype]
     if target:
         _refuse_quantised(base.values(), options.output_dtype)
-    dtypes = {main_dtype(base.values()): target} if target else {}
-    shards = tuple(_shard(catalog, placed, dtypes, options) for catalog in catalogs)
-    return Plan(options, shards, sum(len(adapter.tensors) for adapter in adapters))
+    main = main_dtype(base.values())
+    dtypes = {main: target} if target else {}
+    new = [name for name in placement.placed if name not in base]
+    shards = []
+    for catalog, held in zip(catalogs, entries, strict=True):
+        wanted = [_Wanted(name, source, placement.placed.get(name)) for name, source in held]
+        if catalog is catalogs[-1]:
+            wanted += [_Wanted(name, None, placement.placed[name]) for name in new]
+        shards.append(_shard(catalog, wanted, main, dtypes, options))
+    return Plan(
+        options,
+        tuple(shards),
+        sum(len(adapter.tensors) for adapter in adapters),
+        edits={**(edits or {}), **heads.edits(placement, new, edits)},
+        equal=placement.equal,
+        zero=placement.zero,
+        literal=not table.known,
+    )
 
 
 def _refuse_quantised(tensors: Iterable[Tensor], output_dtype: str) -> None:
@@ -143,36 +176,58 @@ def main_dtype(tensors: Iterable[Tensor]) -> str:
     return max(sorted(held), key=lambda dtype: held[dtype], default="")
 
 
-def _shard(catalog: Catalog, placed: Mapping[str, Placed], dtypes: Mapping[str, str], options: Options) -> ShardPlan:
-    """One output shard; where no dtype changes its header is the base's, byte for byte."""
-    wanted = [(t.name, dtypes.get(t.dtype, t.dtype), t.shape) for t in catalog.tensors]
-    changed = any(dtype != tensor.dtype for (_, dtype, _), tensor in zip(wanted, catalog.tensors, strict=True))
-    out = compose(catalog.file, wanted, catalog.metadata) if changed else catalog
-    operations = tuple(
-        _operation(source, target, placed.get(source.name, ()), options.block_mib * MIB)
-        for source, target in zip(catalog.tensors, out.tensors, strict=True)
-    )
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One tensor of an output shard: the base's tensor of its place, and what the adapters make of it."""
+
+    name: str
+    source: Tensor | None
+    placed: Placed | None
+
+    @property
+    def begun(self) -> Read:
+        """What it is made from."""
+        if self.placed:
+            return self.placed.read
+        assert self.source is not None, "a tensor that the base has not is placed"
+        return Read("base", 0, self.source)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.placed.shape if self.placed else self.begun.tensor.shape
+
+    def dtype(self, main: str) -> str:
+        """The base's own, also where a trained tensor takes its place; the checkpoint's main dtype where there is none."""
+        held = self.source or (self.begun.tensor if self.begun.place == "base" else None)
+        return held.dtype if held else main
+
+
+def _shard(catalog: Catalog, wanted: list[_Wanted], main: str, dtypes: Mapping[str, str], options: Options) -> ShardPlan:
+    """One output shard; where no name, dtype or shape changes its header is the base's, byte for byte."""
+    specs = [(w.name, dtypes.get(w.dtype(main), w.dtype(main)), w.shape) for w in wanted]
+    changed = specs != [(tensor.name, tensor.dtype, tensor.shape) for tensor in catalog.tensors]
+    out = compose(catalog.file, specs, catalog.metadata) if changed else catalog
+    operations = tuple(_operation(w, target, options.block_mib * MIB) for w, target in zip(wanted, out.tensors, strict=True))
     return ShardPlan(catalog.file, out.header, out.size, operations)
 
 
-def _operation(source: Tensor, target: Tensor, placed: Placed, block: int) -> Operation:
-    match placed:
-        case Read() as value:
-            return Operation("replace", target, (value,), _slabs(value.tensor, target, block))
-        case ():
-            return Operation("copy", target, (Read("base", 0, source),), _slabs(source, target, block))
-        case parts:
-            return Operation("merge", target, (Read("base", 0, source),), _rows(source, target, block), parts)
+def _operation(wanted: _Wanted, target: Tensor, block: int) -> Operation:
+    read, placed = wanted.begun, wanted.placed
+    if placed and placed.steps:
+        slabs = _rows(read.tensor, target, block, placed.rows)
+        passes = 2 if any(isinstance(step, Magnitude) and step.axis == 0 for step in placed.steps) else 1
+        return Operation("merge", target, (read,), slabs, placed.steps, passes)
+    return Operation("replace" if read.place == "adapter" else "copy", target, (read,), _slabs(read.tensor, target, block))
 
 
 def _slabs(source: Tensor, target: Tensor, block: int) -> Slabs:
     """Bytes where they are carried as they are, rows where they are decoded."""
-    return Slabs(0, block, target.size) if source.dtype == target.dtype else _rows(source, target, block)
+    rows = target.shape[0] if target.shape else 1
+    return Slabs(0, block, target.size) if source.dtype == target.dtype else _rows(source, target, block, rows)
 
 
-def _rows(source: Tensor, target: Tensor, block: int) -> Slabs:
+def _rows(source: Tensor, target: Tensor, block: int, length: int) -> Slabs:
     """As many rows as fit into a block, at least one, in the wider of the two dtypes."""
-    length = target.shape[0] if target.shape else 1
     row = max(source.size, target.size) // max(1, length)
     return Slabs(0, max(1, block // max(1, row)), length)
 
@@ -186,5 +241,6 @@ def _slab_bytes(operation: Operation) -> int:
 
 
 def _factor_bytes(operation: Operation) -> int:
-    """The adapter's factors as they are stored and as float32."""
-    return sum(read.tensor.size + 4 * read.tensor.elements for part in operation.parts for read in (part.a, part.b))
+    """The adapter's factors as they are stored and as float32; experts share one stored tensor."""
+    reads = {(read.index, read.tensor.file, read.tensor.start): read.tensor for part in operation.parts for read in part.reads}
+    return sum(tensor.size + 4 * tensor.elements for tensor in reads.values())

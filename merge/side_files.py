@@ -22,6 +22,8 @@ TOKENIZER = (
 )
 CONFIG, CARD = "config.json", "README.md"
 OURS = ("merge-manifest.json", "merge-run.jsonl")  # of an earlier merge, if the base is one
+OTHER_SENSES = ("vision", "audio")  # sections of a configuration that have vocabularies and layers of their own
+TIE = "tie_word_embeddings"
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -39,23 +41,44 @@ class SideFiles:
     stale: tuple[str, ...]
 
 
-def survey(base: Path, adapters: Iterable[Path], shards: Iterable[str], output_dtype: str) -> SideFiles:
-    """Which side files the output will have."""
+def survey(base: Path, adapters: Iterable[Path], shards: Iterable[str], *, new_config: bool) -> SideFiles:
+    """Which side files the output will have. new_config  config.json changes. Raises AdapterError if two adapters' tokenizers differ."""
+    adapters = tuple(adapters)
+    _refuse_two_tokenizers(adapters)
     present = {path.relative_to(base).as_posix(): path for path in files_below(base)}
     weights = {*shards, INDEX}
     stale = tuple(sorted(name for name in present if name not in weights and _is_weight(name)))
     sources = {name: path for name, path in present.items() if name not in weights and name not in stale and name not in OURS}
     origins = dict.fromkeys(sources, "base")
     for adapter in adapters:
-        own = {name: adapter / name for name in TOKENIZER if (adapter / name).is_file()}
-        if "tokenizer_config.json" in own and any(name in own for name in VOCABULARIES):
+        own = _tokenizer(adapter)
+        if own:
             sources = {name: path for name, path in sources.items() if name not in TOKENIZER} | own
             origins = {name: kind for name, kind in origins.items() if name not in TOKENIZER} | dict.fromkeys(own, "adapter")
     origins[CARD] = "written"
-    if output_dtype != "same":
+    if new_config:
         origins[CONFIG] = "written"
     carried = {name: path for name, path in sources.items() if origins[name] != "written"}
     return SideFiles(dict(sorted(origins.items())), dict(sorted(carried.items())), stale)
+
+
+def _tokenizer(folder: Path) -> dict[str, Path]:
+    """The files of a folder's tokenizer, if it holds a complete one."""
+    own = {name: folder / name for name in TOKENIZER if (folder / name).is_file()}
+    return own if "tokenizer_config.json" in own and any(name in own for name in VOCABULARIES) else {}
+
+
+def _refuse_two_tokenizers(adapters: tuple[Path, ...]) -> None:
+    """Raises AdapterError where two adapters bring tokenizers of their own that differ: one checkpoint has one."""
+    brought = [(adapter, found) for adapter in adapters if (found := _tokenizer(adapter))]
+    for other, files in brought[1:]:
+        first, own = brought[0]
+        names = sorted(own.keys() | files.keys())
+        different = [name for name in names if name not in own or name not in files or own[name].read_bytes() != files[name].read_bytes()]
+        if different:
+            raise AdapterError(
+                f"{first} and {other} bring tokenizers that differ ({', '.join(different)}); one checkpoint has one. {NOTHING_WRITTEN}"
+            )
 
 
 def refuse_tokens_beyond(files: SideFiles, rows: int) -> None:
@@ -76,18 +99,28 @@ def refuse_tokens_beyond(files: SideFiles, rows: int) -> None:
         raise AdapterError(f"{path}: token {last} lies beyond the embedding's {rows} rows. {NOTHING_WRITTEN}")
 
 
-def config(path: Path, output_dtype: str) -> bytes:
-    """config.json with its dtype fields, at every level, set to the output's; a config that names none gains one."""
+def config(path: Path, output_dtype: str, edits: Mapping[str, Any]) -> bytes:
+    """config.json with its dtype fields, at every level, set to the output's, and with the fields that the merge changed.
 
-    def edited(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: TORCH_DTYPES[output_dtype] if k in ("dtype", "torch_dtype") and v else edited(v) for k, v in value.items()}
-        return value
-
-    data = edited(read_json(path))
-    if not data.keys() & {"dtype", "torch_dtype"}:
-        data["dtype"] = TORCH_DTYPES[output_dtype]
+    edits  field → value: set in every section that has it, and at the top where none has; a tie is always said at the top as well
+    """
+    data = read_json(path)
+    if output_dtype != "same":
+        data = _retyped(data, TORCH_DTYPES[output_dtype])
+        if not data.keys() & {"dtype", "torch_dtype"}:
+            data["dtype"] = TORCH_DTYPES[output_dtype]
+    for name, value in edits.items():
+        inner = [section for part, section in data.items() if not part.startswith(OTHER_SENSES)]
+        sections = [section for section in (data, *inner) if isinstance(section, dict) and name in section]
+        for section in sections if sections and name != TIE else [*sections, data]:
+            section[name] = value
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _retyped(value: Any, dtype: str) -> Any:
+    if isinstance(value, dict):
+        return {k: dtype if k in ("dtype", "torch_dtype") and v else _retyped(v, dtype) for k, v in value.items()}
+    return value
 
 
 def index(weight_map: Mapping[str, str], total_size: int, before: Path) -> bytes:

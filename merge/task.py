@@ -1,5 +1,6 @@
 """What is asked of a merge, and everything that can be known of it from headers. Reads; writes nothing."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,11 +14,13 @@ from merge import architecture, planner, side_files, source
 from merge.adapter_files import read_adapter
 from merge.adapters import Adapter, config
 from merge.catalog import Catalog
-from merge.errors import NOTHING_WRITTEN, OutputError
+from merge.errors import NOTHING_WRITTEN, AdapterError, OutputError
 from merge.manifest import MANIFEST, Manifest
+from merge.placement import layers
+from merge.placement.layers import outline
 
 RUN_FILE = "merge-run.jsonl"
-ENGINE = {"name": "mergegate", "version": version("mergegate")}
+ENGINE = {"name": "mergegate", "version": version("mergegate"), "plan": "2"}  # plan: the format that digests are of
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Merge:
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.adapters or len(self.weights) not in (0, len(self.adapters)) or not all(map(math.isfinite, self.weights)):
+            raise AdapterError(f"{len(self.adapters)} adapters and weights {self.weights}: one finite weight each. {NOTHING_WRITTEN}")
+        if len({folder.resolve() for folder in self.adapters}) < len(self.adapters):
+            raise AdapterError(f"the same adapter is named twice; give it once with the sum of the weights. {NOTHING_WRITTEN}")
         for folder in (self.base, *self.adapters):
             if self.out.resolve() == folder.resolve() or folder.resolve() in self.out.resolve().parents:
                 raise OutputError(f"--out {self.out} lies in {folder}, which is only read. {NOTHING_WRITTEN}")
@@ -65,20 +72,32 @@ class Merge:
     @cached_property
     def plan(self) -> planner.Plan:
         """Every operation; the tokenizer is held against the embedding as well."""
-        catalogs = self.catalogs
-        keys = {tensor.name: tensor for catalog in catalogs for tensor in catalog.tensors}
-        wanted = {contribution.weight for adapter in self.opened for contribution in adapter.contributions}
-        table = architecture.name_table(self.base / side_files.CONFIG, keys, wanted)
-        made = planner.plan(catalogs, self.opened, table, self.options)
-        if table.embedding:
-            side_files.refuse_tokens_beyond(self.side_files, keys[table.embedding].shape[0])
+        made, rows = self._made
+        if rows is not None:
+            side_files.refuse_tokens_beyond(self.side_files, made.edits.get("vocab_size", rows))
         return made
+
+    @cached_property
+    def _made(self) -> tuple[planner.Plan, int | None]:
+        """(the plan, rows of the base's input embeddings)."""
+        keys = {name: tensor for shard in outline(self.catalogs, self.opened) for name, tensor in shard}
+        wanted = {name for adapter in self.opened for contribution in adapter.contributions for name in contribution.names}
+        path = self.base / side_files.CONFIG
+        settings = architecture.read_config(path)
+        heads = {architecture.with_head(settings, adapter.settings.task) for adapter in self.opened} - {None}
+        if len(heads) > 1:
+            raise AdapterError(f"the adapters were trained for different heads: {sorted(map(str, heads))}. {NOTHING_WRITTEN}")
+        head, edits = next(iter(heads), None), layers.edits(self.opened, settings)
+        table = architecture.name_table(path, keys, wanted, head=head, changes=edits)
+        made = planner.plan(self.catalogs, self.opened, table, self.options, edits=edits | ({"architectures": [head]} if head else {}))
+        return made, keys[table.embedding].shape[0] if table.embedding else None
 
     @cached_property
     def side_files(self) -> side_files.SideFiles:
         """What will stand beside the shards."""
         shards = [catalog.file for catalog in self.catalogs]
-        return side_files.survey(self.base, self.adapters, shards, self.options.output_dtype)
+        new_config = self.options.output_dtype != "same" or bool(self._made[0].edits)
+        return side_files.survey(self.base, self.adapters, shards, new_config=new_config)
 
     @cached_property
     def adapter_stamps(self) -> tuple[dict[str, source.Stamp], ...]:

@@ -12,8 +12,12 @@ from pathlib import Path
 import torch
 import transformers
 from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
+UNIT = 2.0**-24  # unit roundoff of float32
 MARK = 0.3125  # exact in bf16, and no value that a random weight holds everywhere
 
 
@@ -90,3 +94,69 @@ def logits(folder: Path, adapter: Path | None = None) -> torch.Tensor:
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Relative: ‖a − b‖ / ‖b‖."""
     return float((a - b).norm() / b.norm())
+
+
+def trained(live: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(every parameter of base + adapter in float64, how far a float32 merge may lie from each) of a live, unmerged PEFT model.
+
+    The formulas are written out here, for every kind of layer; names are those of the module tree that the model has without PEFT.
+    Bound: (rank + 3) · u · |scaling| · |B| |A| + 2 · u · |W|, u = 2⁻²⁴ the unit roundoff of float32 (Higham 2002, §3.1).
+    """
+    inner = live.base_model.model
+    values: dict[str, torch.Tensor] = {}
+    for key, value in inner.state_dict().items():
+        if ".original_module." not in key and "lora_" not in key and "trainable_tokens" not in key:
+            values[bare(key)] = value.double()
+    slack = {name: 2 * UNIT * value.abs() for name, value in values.items()}
+    for path, module in inner.named_modules():
+        if isinstance(module, LoraLayer) and "default" in (*module.lora_A, *module.lora_embedding_A):
+            _add_layer(bare(path), module, values, slack)
+    for path, module in inner.named_modules():
+        if isinstance(module, TrainableTokensLayer):
+            values[f"{bare(path)}.weight"][module.token_indices["default"]] = module.trainable_tokens_delta["default"].double()
+    for tied, source in inner.all_tied_weights_keys.items():
+        if any(isinstance(module, TrainableTokensLayer) for module in inner.modules()):
+            values[tied] = values[source]
+    return values, slack
+
+
+def bare(path: str) -> str:
+    """A path of PEFT's module tree without PEFT's own steps."""
+    return ".".join(step for step in path.split(".") if step not in ("base_layer", "modules_to_save", "default", "token_adapter"))
+
+
+def _add_layer(path: str, module: LoraLayer, values: dict[str, torch.Tensor], slack: dict[str, torch.Tensor]) -> None:
+    base, s = module.get_base_layer(), module.scaling["default"]
+    embedding = isinstance(base, torch.nn.Embedding)
+    factors = (module.lora_embedding_A, module.lora_embedding_B) if embedding else (module.lora_A, module.lora_B)
+    a, b = ((f["default"] if embedding else f["default"].weight).detach().double() for f in factors)
+    if isinstance(module, ParamWrapper):
+        name = f"{path}.{module.parameter_name}"
+        delta, size = _experts(a, b, s, values[name].shape, swapped=module._did_swap_in_out_features)
+    else:
+        name = f"{path}.in_proj_weight" if isinstance(base, torch.nn.MultiheadAttention) else f"{path}.weight"
+        s = 2 * s if path.endswith(".attention.out_proj") else s  # PEFT adds this one twice
+        delta, size = s * (b.flatten(1) @ a.flatten(1)), abs(s) * (b.flatten(1).abs() @ a.flatten(1).abs())
+        if embedding or isinstance(base, Conv1D):
+            delta, size = delta.T, size.T
+    values[name] = values[name] + delta.reshape(values[name].shape)
+    slack[name] = slack[name] + (len(a) + 3) * UNIT * size.reshape(values[name].shape)
+    if module.use_dora.get("default"):
+        axes = [0] if embedding or isinstance(base, Conv1D) else list(range(1, values[name].dim()))
+        length = values[name].pow(2).sum(axes, keepdim=True).sqrt()
+        factor = module.lora_magnitude_vector["default"].weight.detach().double().reshape(length.shape) / length
+        values[name], slack[name] = values[name] * factor, 2 * (slack[name] * factor.abs() + 4 * UNIT * (values[name] * factor).abs())
+    if module.lora_bias.get("default"):
+        added = s * module.lora_B["default"].bias.detach().double()
+        values[f"{path}.bias"] = values[f"{path}.bias"] + added
+        slack[f"{path}.bias"] = slack[f"{path}.bias"] + 2 * UNIT * added.abs()
+
+
+def _experts(a: torch.Tensor, b: torch.Tensor, s: float, shape: torch.Size, *, swapped: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """One product per expert: A holds expert after expert, B rank after rank."""
+    if len(shape) == 2:
+        return s * (b @ a), abs(s) * (b.abs() @ a.abs())
+    experts = shape[0]
+    a, b = a.reshape(experts, -1, a.shape[-1]), b.reshape(len(b), -1, experts).permute(2, 0, 1)
+    delta, size = s * (b @ a), abs(s) * (b.abs() @ a.abs())
+    return (delta, size) if swapped else (delta.mT, size.mT)

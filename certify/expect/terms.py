@@ -85,7 +85,7 @@ def read_terms(config: dict[str, Any]) -> Terms:
             some_layers_only=config.get("layers_to_transform") is not None,
             modules_to_save=tuple(str(name) for name in config.get("modules_to_save") or ()),
         )
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
         raise DamagedError(f"adapter_config.json: {error}") from error
 
 

@@ -14,7 +14,7 @@ from certify.inputs.strict_json import read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".pkl", ".npz", ".onnx", ".distcp", ".ot")
 PATH_MAX = 256  # characters; longer names are no file on any system that we read
 EXPORT_FOLDERS = ("onnx", "original")  # other forms of the weights, which no loader of this directory reads
 
@@ -87,7 +87,7 @@ def open_checkpoint(directory: Path, digests: Digests | None = None) -> Checkpoi
 
 def _may_hold_weights(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.suffix in WEIGHT_SUFFIXES or path.parts[0] in EXPORT_FOLDERS
+    return path.suffix.lower() in WEIGHT_SUFFIXES or path.parts[0] in EXPORT_FOLDERS
 
 
 def _index(index: dict[str, Any]) -> tuple[dict[str, str], int | None, list[str]]:

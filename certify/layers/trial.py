@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from certify.bounds import U32
 from certify.inputs.dtypes import FLOATS
 from certify.layers.answers import EXPERTS, OUTPUT, Answer, first_tensor
 from certify.layers.tolerance import admissible, float32_noise, tail
 from certify.layers.unit import Call, Unit
 from certify.layers.weights import Version
+
+RESIDUAL = 4  # roundings of ‖u‖: two sums with the residual stream in a layer, in two answers (Higham §3.1)
 
 
 @dataclass
@@ -87,6 +90,9 @@ def _first_link(unit: Unit, call: Call, u: Answer, r: Answer) -> tuple[dict[str,
     shaken = unit.answer(Version("shaken"), call, u)
     tails = {measure: tail(shaken.difference(x, measure), each=measure.startswith(EXPERTS)) for measure in x.measures}
     noise = {name: float32_noise(shaken.distance(x, name), unit.longest, tails[name]) for name in x.measures}
+    for name, sizes in noise.items():  # weights were shaken; the two sums with the residual round as well, in both answers
+        answer = u.measures[name].double().norm(dim=-1)
+        sizes += RESIDUAL * U32 * (answer if name.startswith(EXPERTS) else answer.norm().reshape(1))
     return {name: x.distance(u, name) for name in x.measures}, noise, {name: r.distance(x, name) for name in x.measures}
 
 

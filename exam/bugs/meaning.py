@@ -75,7 +75,7 @@ def default_alpha_of_another_library(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(config, "_settings", lambda given: original({"lora_alpha": 16} | dict(given)))
 
 
-@bug("adapters/config", "llama DoRA", "fields that are not understood are read over")
+@bug("adapters/config", "llama aLoRA", "fields that are not understood are read over")
 def unknown_fields_accepted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(config, "_understood", lambda *_: True)
 
@@ -85,7 +85,7 @@ def targets_demand_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Settings, "targets", lambda *_: False)
 
 
-@bug("adapters/config", "llama head lost", "modules_to_save demand nothing: a truncated adapter is merged")
+@bug("adapters/config", "llama head lost", "modules_to_save demand nothing: a truncated adapter is merged", stopped=True)
 def saves_demand_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Settings, "saves", lambda *_: False)
 
@@ -153,8 +153,8 @@ def exchanged(field: str, *parts: str) -> Callable[[list[Any]], list[Any]]:
     """One field of claims exchanged between those whose weights differ in one part of their names."""
 
     def wrong(found: list[Any]) -> list[Any]:
-        held = {claim.weight: getattr(claim, field) for claim in found}
-        return [changed(claim, **{field: held.get(twin(claim.weight, *parts), held[claim.weight])}) for claim in found]
+        held = {claim.names[0]: getattr(claim, field) for claim in found}
+        return [changed(claim, **{field: held.get(twin(claim.names[0], *parts), held[claim.names[0]])}) for claim in found]
 
     return wrong
 
@@ -175,7 +175,11 @@ def one_scaling_for_all(patch: pytest.MonkeyPatch) -> None:
 
 @bug("adapters/lora", "deepseek", "gate_proj's pair goes to up_proj, and the other way round")
 def gate_and_up_exchanged(patch: pytest.MonkeyPatch) -> None:
-    claims(patch, lora, lambda found: [changed(claim, weight=twin(claim.weight, "gate_proj", "up_proj")) for claim in found])
+    claims(
+        patch,
+        lora,
+        lambda found: [changed(claim, names=tuple(twin(name, "gate_proj", "up_proj") for name in claim.names)) for claim in found],
+    )
 
 
 @bug("adapters/lora", "llama", "the last pair is left out", stopped=True)
@@ -238,7 +242,7 @@ def strangers_read_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(adapters, "Counter", lambda names: dict.fromkeys((*names, "base_model.model.model.layers.0.self_attn.inv_freq"), 1))
 
 
-@bug("adapters/__init__", "llama", "an adapter weighs one half unless told otherwise")
+@bug("adapters/__init__", "llama rsLoRA", "an adapter weighs one half unless told otherwise")
 def half_the_weight(patch: pytest.MonkeyPatch) -> None:
     original = adapters.Adapter.of.__func__  # type: ignore[attr-defined]
     patch.setattr(adapters.Adapter, "of", classmethod(lambda cls, *given: original(cls, *given[:3], 0.5)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from exam.bugs.registry import bug
 from merge import arithmetic, encodings, rounding
 from merge.encodings.plain import Plain
-from merge.runners import local
+from merge.runners import inputs, local
 from merge.source import Reader
 
 Slab = Callable[[Tensor, tuple[arithmetic.Delta, ...], slice], Tensor]  # (W, deltas, rows) → W + Δ, float32
@@ -20,8 +20,8 @@ Slab = Callable[[Tensor, tuple[arithmetic.Delta, ...], slice], Tensor]  # (W, de
 def merging(patch: pytest.MonkeyPatch, wrong: Slab) -> None:
     """arithmetic.merge with another sum."""
 
-    def merge(stored: Tensor, deltas: tuple[arithmetic.Delta, ...], rows: slice, exact: Tensor, out: Tensor) -> bool:
-        exact.copy_(wrong(stored.float(), deltas, rows))
+    def merge(stored: Tensor, steps: tuple[arithmetic.Delta, ...], start: int, exact: Tensor, out: Tensor) -> bool:
+        exact.copy_(wrong(stored.float(), steps, slice(start, start + len(exact))))
         return rounding.nearest(exact, out)
 
     patch.setattr(arithmetic, "merge", merge)
@@ -175,21 +175,21 @@ def output_in_the_base_s_encoding(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(encodings, "named", lambda dtype: changed(original("BF16"), dtype=dtype) if dtype == "F32" else original(dtype))
 
 
-@bug("runners/local", "llama rsLoRA", "factors are kept for the next operation of the same shape")
+@bug("runners/inputs", "llama rsLoRA", "factors are kept for the next operation of the same shape")
 def factors_kept(patch: pytest.MonkeyPatch) -> None:
     held: dict[Any, Any] = {}
-    original = local.Factors.deltas
-    patch.setattr(local.Factors, "deltas", lambda factors: held.setdefault(factors._operation.target.shape, original(factors)))
+    original = inputs.Factors.steps
+    patch.setattr(inputs.Factors, "steps", lambda factors: held.setdefault(factors._operation.target.shape, original(factors)))
 
 
 @bug("runners/local", "llama", "a slab of the same size is not read again")
 def slab_not_read_again(patch: pytest.MonkeyPatch) -> None:
-    original, sizes = Reader.into, set[tuple[str, int]]()
+    original, sizes = Reader.into, set[tuple[int, str, int]]()
 
     def into(reader: Reader, file: str, start: int, view: memoryview) -> None:
-        if (file, len(view)) not in sizes or not file.startswith("model"):
+        if (id(reader), file, len(view)) not in sizes or not file.startswith("model"):
             original(reader, file, start, view)
-        sizes.add((file, len(view)))
+        sizes.add((id(reader), file, len(view)))
 
     patch.setattr(Reader, "into", into)
 

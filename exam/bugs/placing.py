@@ -10,15 +10,16 @@ from exam.bugs.meaning import twin
 from exam.bugs.registry import bug
 from merge import architecture, placement, planner
 from merge.names import Names
-from merge.operation import Operation, Read, Slabs
+from merge.operation import Operation, Part, Slabs
+from merge.placement.site import Site
 
 
-@bug("architecture", "gpt2 square", "Conv1D, which stores (in, out), is taken for a linear layer")
+@bug("architecture/__init__", "gpt2 square", "Conv1D, which stores (in, out), is taken for a linear layer")
 def conv1d_as_linear(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(architecture, "_layout", lambda module: "linear" if type(module).__name__ in ("Linear", "Conv1D") else "other")
 
 
-@bug("architecture", "llama square", "linear layers are taken for Conv1D")
+@bug("architecture/__init__", "llama square", "linear layers are taken for Conv1D")
 def linear_as_conv1d(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(architecture, "_layout", lambda module: "conv1d" if type(module).__name__ == "Linear" else "other")
 
@@ -56,62 +57,75 @@ def layer_taken_for_the_mtp(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Names, "find", find)
 
 
-@bug("names", "qwen2 head", "nobody asks whether a weight is tied")
-def ties_unseen(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Names, "is_tied", lambda *_: False)
-
-
 @bug("names", "gpt2 ambiguous", "nobody asks whether two tensors fill one parameter", stopped=True)
 def ambiguity_unseen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Names, "is_ambiguous", lambda *_: False)
 
 
-@bug("placement", "gpt2 named twice", "nobody asks whether a tensor is claimed twice")
+@bug("placement/site", "gpt2 named twice", "nobody asks whether a tensor is claimed twice")
 def double_claims_unseen(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(placement, "_claimed", lambda *_: False)
-
-
-@bug("placement", "gpt2 square", "the delta of a Conv1D is not transposed")
-def delta_not_transposed(patch: pytest.MonkeyPatch) -> None:
-    original = placement._part
-    patch.setattr(placement, "_part", lambda *given: changed(original(*given), transposed=False))
-
-
-@bug("placement", "llama square", "every delta is transposed")
-def every_delta_transposed(patch: pytest.MonkeyPatch) -> None:
-    original = placement._part
-    patch.setattr(placement, "_part", lambda *given: changed(original(*given), transposed=True))
-
-
-@bug("placement", "llama truncated", "nobody asks whether the adapter is whole")
-def truncated_adapters_accepted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(placement, "_refuse_truncated", lambda *_: None)
+    patch.setattr(Site, "problem", lambda *_: "")
 
 
 def placed_wrongly(patch: pytest.MonkeyPatch, wrong: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """What the planner learns from `place`, spoiled."""
-    patch.setattr(planner, "place", lambda *given: wrong(dict(placement.place(*given))))
+
+    def place(*given: Any) -> Any:
+        found = placement.place(*given)
+        return changed(found, placed=wrong(dict(found.placed)))
+
+    patch.setattr(planner, "place", place)
 
 
-@bug("placement", "llama", "what replaces a tensor is forgotten")
+def every_part(patch: pytest.MonkeyPatch, transposed: bool) -> None:
+    """Deltas as if every weight were stored one way; the window stays inside the delta."""
+
+    def wrong(found: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: changed(placed, steps=tuple(changed(p, transposed=transposed) if isinstance(p, Part) else p for p in placed.steps))
+            for key, placed in found.items()
+        }
+
+    placed_wrongly(patch, wrong)
+
+
+@bug("placement/fit", "gpt2 square", "the delta of a Conv1D is not transposed")
+def delta_not_transposed(patch: pytest.MonkeyPatch) -> None:
+    every_part(patch, transposed=False)
+
+
+@bug("placement/fit", "llama square", "every delta is transposed")
+def every_delta_transposed(patch: pytest.MonkeyPatch) -> None:
+    every_part(patch, transposed=True)
+
+
+@bug("placement/demand", "llama truncated", "nobody asks whether the adapter is whole")
+def truncated_adapters_accepted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(placement, "refuse_truncated", lambda *_: None)
+
+
+@bug("placement/__init__", "llama", "what replaces a tensor is forgotten")
 def replacements_forgotten(patch: pytest.MonkeyPatch) -> None:
-    placed_wrongly(patch, lambda found: {key: value for key, value in found.items() if not isinstance(value, Read)})
+    placed_wrongly(patch, lambda found: {key: placed for key, placed in found.items() if placed.steps})
 
 
-@bug("placement", "llama", "the last tensor of the list is forgotten")
+@bug("placement/__init__", "llama", "the last tensor of the list is forgotten")
 def last_tensor_forgotten(patch: pytest.MonkeyPatch) -> None:
     placed_wrongly(patch, lambda found: dict([*found.items()][:-1]))
 
 
-@bug("placement", "llama rsLoRA", "each delta is entered twice")
+@bug("placement/__init__", "llama rsLoRA", "each delta is entered twice")
 def deltas_entered_twice(patch: pytest.MonkeyPatch) -> None:
-    placed_wrongly(patch, lambda found: {key: (*parts, *parts) for key, parts in found.items()})
+    placed_wrongly(patch, lambda found: {key: changed(placed, steps=placed.steps * 2) for key, placed in found.items()})
 
 
-@bug("placement", "deepseek", "one expert's delta goes to all of its layer")
+@bug("placement/__init__", "deepseek", "one expert's delta goes to all of its layer")
 def one_expert_for_all(patch: pytest.MonkeyPatch) -> None:
     def wrong(found: dict[str, Any]) -> dict[str, Any]:
-        return {key: found[key.replace(".experts.1.", ".experts.0.").replace(".experts.2.", ".experts.0.")] for key in found}
+        def steps(key: str) -> Any:
+            return found[key.replace(".experts.1.", ".experts.0.").replace(".experts.2.", ".experts.0.")].steps
+
+        return {key: changed(placed, steps=steps(key)) for key, placed in found.items()}
 
     placed_wrongly(patch, wrong)
 
@@ -131,15 +145,15 @@ def last_of_a_shard_copied(patch: pytest.MonkeyPatch) -> None:
 @bug("planner", "llama fp16", "a merge is planned as a copy where the dtype stays")
 def merges_planned_as_copies(patch: pytest.MonkeyPatch) -> None:
     original = planner._operation
-    patch.setattr(planner, "_operation", lambda source, target, _, block: original(source, target, (), block))
+    patch.setattr(planner, "_operation", lambda wanted, target, block: original(changed(wanted, placed=None), target, block))
 
 
 @bug("planner", "deepseek → fp16", "another output dtype is given to the router's F32 bias as well")
 def every_dtype_converted(patch: pytest.MonkeyPatch) -> None:
     original = planner._shard
 
-    def shard(catalog: Any, placed: Any, dtypes: Any, options: Any) -> Any:
-        return original(catalog, placed, dict.fromkeys(("BF16", "F16", "F32"), next(iter(dtypes.values()))), options)
+    def shard(catalog: Any, wanted: Any, main: Any, dtypes: Any, options: Any) -> Any:
+        return original(catalog, wanted, main, dict.fromkeys(("BF16", "F16", "F32"), next(iter(dtypes.values()))), options)
 
     patch.setattr(planner, "_shard", shard)
 

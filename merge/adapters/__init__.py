@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from merge.adapters import lora, replace
+from merge.adapters import bias, embedding, experts, lora, replace, tokens
 from merge.adapters.config import Settings
 from merge.adapters.contract import Contribution, Variant
 from merge.catalog import Tensor
 from merge.errors import NOTHING_WRITTEN, AdapterError, listing
 
-VARIANTS: tuple[Variant, ...] = (lora.claim, replace.claim)
+VARIANTS: tuple[Variant, ...] = (lora.claim, embedding.claim, experts.claim, bias.claim, tokens.claim, replace.claim)
 
 
 @dataclass(frozen=True, slots=True)

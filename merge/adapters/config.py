@@ -3,29 +3,41 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from merge.adapters.refused import advice, refuse_other_methods
 from merge.errors import NOTHING_WRITTEN, AdapterError, listing
 
 DEFAULT_RANK = 8  # PEFT's LoraConfig
 Number = TypeVar("Number", int, float)
 
 CONSUMED = {  # read below, or by the variants
-    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "modules_to_save"),
+    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", "task_type"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "target_parameters"),
+    *("use_dora", "lora_bias", "trainable_token_indices", "ensure_weight_tying", "layer_replication", "peft_version", "lora_B_layout"),
 }
 WITHOUT_EFFECT = {  # on a merge: provenance, training-time switches, details of inits, and flags that the module class decides
-    *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "task_type", "inference_mode", "runtime_config"),
+    *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "runtime_config"),
     *("lora_dropout", "fan_in_fan_out", "megatron_config", "megatron_core", "eva_config", "lora_ga_config", "corda_config"),
-    *("loftq_config", "qalora_group_size", "ensure_weight_tying"),
+    *("loftq_config", "qalora_group_size"),
 }
 HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # the base keeps its weights
+BIASES = (None, "none", "all", "lora_only")
+B_LAYOUTS = (None, "rank_major", "grouped_by_expert")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The part of a LoRA configuration that decides what is merged."""
+    """The part of a LoRA configuration that decides what is merged.
+
+    parameters   `target_parameters`: parameters that were adapted without their module
+    tokens       `trainable_token_indices`: rows that were trained, of every embedding ("") or by module name
+    grouped      lora_B of stacked experts holds expert after expert (Unsloth), not rank after rank (PEFT)
+    replication  layers of the trained stack, by their number in the base; None: the base's own
+    version      of the PEFT that saved it, None before 0.18
+    fan_in_fan_out  the adapted layers store (in, out): asked for only where no module class says it
+    """
 
     rank: int
     alpha: float
@@ -35,7 +47,19 @@ class Settings:
     target_modules: tuple[str, ...] | str
     exclude_modules: tuple[str, ...] | str
     layers: tuple[int, ...] | None
+    layers_pattern: tuple[str, ...]
     modules_to_save: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dora: bool = False
+    bias: str = "none"
+    lora_bias: bool = False
+    tying: bool = False
+    grouped: bool = False
+    replication: tuple[int, ...] | None = None
+    task: str | None = None
+    version: tuple[int, ...] | None = None
+    fan_in_fan_out: bool | None = None
 
     def scaling(self, path: str, rank: int) -> float:
         """The factor of B · A for one module: alpha/rank, or alpha/√rank with rsLoRA.
@@ -61,24 +85,35 @@ class Settings:
         return (
             _named(self.target_modules, path)
             and not _named(self.exclude_modules, path)
-            and not _named(self.modules_to_save, path)
-            and (self.layers is None or _layer(path) in self.layers)
+            and not any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in self.modules_to_save)
+            and (self.layers is None or self._is_spelled_out(path) or self._layer(path) in self.layers)
         )
+
+    def targets_parameter(self, name: str) -> bool:
+        """True where PEFT would have put LoRA on this parameter, as PEFT matches it: whole dotted tails."""
+        return bool(self.parameters) and _named(self.parameters, name)
+
+    def _is_spelled_out(self, path: str) -> bool:
+        """Where a pattern or a whole path names the module, PEFT asks for no layer."""
+        return isinstance(self.target_modules, str) or path in self.target_modules
+
+    def _layer(self, path: str) -> int | None:
+        patterns = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
+        found = next((match for pattern in patterns if (match := re.match(pattern, path))), None)  # the first number, as PEFT does
+        return int(found[1]) if found else None
 
 
 def read(config: Mapping[str, Any]) -> Settings:
     """The settings of one adapter; raises AdapterError naming every field that this version would misinterpret."""
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"adapter_config.json: peft_type is {config.get('peft_type')!r}; this version merges LORA. {NOTHING_WRITTEN}")
+    refuse_other_methods(config)
     problems = [f"{field} = {value!r}" for field, value in sorted(config.items()) if not _understood(field, value)]
     if problems:
         raise AdapterError(
-            f"adapter_config.json asks for what this version does not merge:\n{listing(problems)}\n"
-            f"Merge such an adapter with the tool that trained it, or retrain without the feature. {NOTHING_WRITTEN}"
+            f"adapter_config.json asks for what this version does not merge:\n{listing(problems)}\n{advice(config)} {NOTHING_WRITTEN}"
         )
     try:
         return _settings(config)
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, re.error) as error:
         raise AdapterError(f"adapter_config.json cannot be read: {error}. {NOTHING_WRITTEN}") from error
 
 
@@ -92,15 +127,26 @@ def _settings(config: Mapping[str, Any]) -> Settings:
         target_modules=_names(config.get("target_modules")),
         exclude_modules=_names(config.get("exclude_modules")),
         layers=_layers(config),
-        modules_to_save=tuple(config.get("modules_to_save") or ()),
+        layers_pattern=tuple(_regex(name) for name in _list(config.get("layers_pattern"))),
+        modules_to_save=tuple(_regex(name) for name in _list(config.get("modules_to_save"))),
+        parameters=_list(config.get("target_parameters")),
+        tokens=_tokens(config.get("trainable_token_indices")),
+        dora=_switch(config.get("use_dora")),
+        bias=config.get("bias") or "none",
+        lora_bias=_switch(config.get("lora_bias")),
+        tying=_switch(config.get("ensure_weight_tying")),
+        grouped=config.get("lora_B_layout") == "grouped_by_expert",
+        replication=_replication(config.get("layer_replication")),
+        task=_word(config.get("task_type")),
+        version=_version(config.get("peft_version")),
+        fan_in_fan_out=config.get("fan_in_fan_out"),
     )
 
 
 def _understood(field: str, value: object) -> bool:
-    if field == "bias":
-        return value == "none"
-    if field == "init_lora_weights":
-        return any(value is harmless or value == harmless for harmless in HARMLESS_INITS)
+    known = {"bias": BIASES, "lora_B_layout": B_LAYOUTS, "init_lora_weights": HARMLESS_INITS}.get(field)
+    if known is not None:
+        return any(value is harmless or value == harmless for harmless in known)
     return field in CONSUMED or field in WITHOUT_EFFECT or not value
 
 
@@ -123,6 +169,12 @@ def _switch(value: object) -> bool:
     return bool(value)
 
 
+def _word(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"a word was expected, found {value!r}")
+    return value
+
+
 def _regex(pattern: str) -> str:
     re.compile(pattern)
     return pattern
@@ -136,9 +188,34 @@ def _names(value: object) -> tuple[str, ...] | str:
     raise ValueError(f"a name, a pattern or a list of names was expected, found {value!r}")
 
 
+def _list(value: object) -> tuple[str, ...]:
+    names = _names(value)
+    return (names,) if isinstance(names, str) else names
+
+
 def _layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
     value = config.get("layers_to_transform")
-    return None if value is None else tuple(value) if isinstance(value, list) else (int(value),)
+    return None if value is None or value == [] else tuple(value) if isinstance(value, list) else (int(value),)
+
+
+def _tokens(value: Any) -> Mapping[str, tuple[int, ...]]:
+    """Indices by module name; a bare list belongs to the input embeddings, whatever they are called."""
+    named = value if isinstance(value, dict) else {"": value} if value else {}
+    found = {name: tuple(int(index) for index in indices) for name, indices in named.items()}
+    if any(len(set(indices)) < len(indices) or min(indices, default=-1) < 0 for indices in found.values()):
+        raise ValueError("trainable_token_indices names no row, a row twice, or a negative one")
+    return found
+
+
+def _replication(value: Any) -> tuple[int, ...] | None:
+    """[[0, 2], [1, 3]] → 0, 1, 1, 2: half-open ranges, one after the other."""
+    return tuple(layer for start, stop in value for layer in range(start, stop)) if value else None
+
+
+def _version(value: Any) -> tuple[int, ...] | None:
+    """The leading numbers of "0.19.1.dev0@…"."""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", value) if isinstance(value, str) else None
+    return tuple(int(number) for number in found.groups()) if found else None
 
 
 def _pattern_value(pattern: Mapping[str, Number], path: str, default: Number, field: str) -> Number:
@@ -155,8 +232,3 @@ def _named(names: tuple[str, ...] | str, path: str) -> bool:
     if isinstance(names, str):
         return re.fullmatch(names, path) is not None
     return any(path == name or path.endswith(f".{name}") for name in names)
-
-
-def _layer(path: str) -> int | None:
-    found = re.match(r".*?\.[^.]*\.(\d+)\.", path)  # PEFT's own pattern when layers_pattern is not set
-    return int(found[1]) if found else None

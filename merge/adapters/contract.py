@@ -1,4 +1,7 @@
-"""What a variant says of the adapter's tensors: each is part of one contribution to one weight."""
+"""What a variant says of the adapter's tensors: each is part of one contribution to one weight.
+
+`names` are the names that the weight may have in the tree that the adapter was trained on; the base's own names decide among them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,20 +10,43 @@ from merge.adapters.config import Settings
 from merge.catalog import Tensor
 
 PREFIX = "base_model.model."  # what PEFT puts before every module path; some writers leave it out
+WRAPPED = "base_layer"  # what PEFT puts behind a module that it wrapped
 
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """scaling · B · A is to be added to a weight.
+    """scaling · B · A is to be added to the weight of a module.
 
-    weight  name of the weight as the adapter spells it, without prefix
-    a       (rank, in_features)      b  (out_features, rank)
+    a  (rank, in_features, …)      b  (out_features, rank, …)
+    embedding  an embedding's table was adapted: its rows are A's columns
+    magnitude  DoRA's norms, one per output feature
     """
 
-    weight: str
+    names: tuple[str, ...]
     a: Tensor
     b: Tensor
     scaling: float
+    embedding: bool = False
+    magnitude: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.a, self.b, self.magnitude) if self.magnitude else (self.a, self.b)
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """One B · A per expert, for a parameter that holds them all.
+
+    names  every parameter of the module that the configuration targets, of which this is the one at `depth`: PEFT wraps in the order in
+           which the module registers them, so that the first lies deepest
+    a      (experts · rank, in)   expert after expert      b  (out, rank · experts)
+    """
+
+    names: tuple[str, ...]
+    depth: int
+    a: Tensor
+    b: Tensor
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -28,10 +54,23 @@ class Addition:
 
 
 @dataclass(frozen=True, slots=True)
+class Addend:
+    """scaling · value is to be added to a bias."""
+
+    names: tuple[str, ...]
+    value: Tensor
+    scaling: float
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, slots=True)
 class Replacement:
     """A trained tensor takes the place of the base's: the value is absolute."""
 
-    weight: str
+    names: tuple[str, ...]
     value: Tensor
 
     @property
@@ -39,13 +78,56 @@ class Replacement:
         return (self.value,)
 
 
-Contribution = Addition | Replacement
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The base's embeddings as the training saw them, resized perhaps: they take the base's place before anything is added."""
+
+    names: tuple[str, ...]
+    value: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Rows of an embedding that were trained: row indices[i] becomes value[i]."""
+
+    names: tuple[str, ...]
+    value: Tensor
+    indices: tuple[int, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What bias="all" saves beside a module that was trained whole: its bias once more, and the base's own, which nothing needs."""
+
+    names: tuple[str, ...]
+    value: Tensor
+    trained: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.value,)
+
+
+Contribution = Addition | Stacked | Addend | Replacement | Snapshot | TokenRows | Again
 Variant = Callable[[Settings, Mapping[str, Tensor]], Iterable[Contribution]]
 
 
 def strip(name: str) -> str:
     """An adapter's tensor name without PEFT's prefix."""
     return name.removeprefix(PREFIX)
+
+
+def unwrapped(path: str) -> str:
+    """A module path without PEFT's wrappers."""
+    return ".".join(step for step in path.split(".") if step != WRAPPED)
 
 
 def with_suffix(tensors: Mapping[str, Tensor], suffix: str) -> Iterator[tuple[str, Tensor]]:

@@ -16,50 +16,13 @@ import xxhash
 from merge import arithmetic, encodings
 from merge.errors import WriteError
 from merge.monitor import Monitor
-from merge.operation import Operation, Read, ShardPlan, ShardRecord
+from merge.operation import Operation, ShardPlan, ShardRecord
+from merge.runners.inputs import Buffers, Factors, Inputs, memory_of
 from merge.sink import Sink
 from merge.source import Reader
 
 FLUSH_EVERY = 0.05  # seconds; the disk works while the threads do, so that little is left for the last fsync
 SLABS_PER_JOB = 8  # big tensors spread over the threads, small ones do not cost a queue round trip per slab
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Where the reads of a plan come from: the base, and the adapters by their index."""
-
-    base: Reader
-    adapters: tuple[Reader, ...]
-
-    def of(self, read: Read) -> Reader:
-        """The reader of one read's folder."""
-        return self.base if read.place == "base" else self.adapters[read.index]
-
-    def tensor(self, read: Read) -> torch.Tensor:
-        """A whole tensor, in its stored dtype: the small factors of an adapter."""
-        raw = torch.empty(read.tensor.size, dtype=torch.uint8)
-        self.of(read).into(read.tensor.file, read.tensor.start, _bytes(raw))
-        return encodings.named(read.tensor.dtype).view(raw, read.tensor.shape)
-
-
-class Factors:
-    """The adapter's factors of one operation: read when its first slab is worked on, shared by the threads, gone with its last job."""
-
-    def __init__(self, operation: Operation, inputs: Inputs) -> None:
-        self._operation, self._inputs = operation, inputs
-        self._lock = threading.Lock()
-        self._deltas: tuple[arithmetic.Delta, ...] | None = None
-
-    def deltas(self) -> tuple[arithmetic.Delta, ...]:
-        """In the plan's order."""
-        with self._lock:
-            if self._deltas is None:
-                tensor = self._inputs.tensor
-                self._deltas = tuple(
-                    arithmetic.Delta.of(tensor(part.a), tensor(part.b), part.scaling, transposed=part.transposed)
-                    for part in self._operation.parts
-                )
-            return self._deltas
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,38 +95,15 @@ class LocalRunner:
 
     def _slab(self, job: Job, start: int, stop: int, buffers: "Buffers", descriptor: int) -> str:
         """Read, work on and write one slab; its checksum."""
-        operation, source = job.operation, job.operation.reads[0]
-        low, high = operation.span(source.tensor, start, stop)
-        raw = buffers.raw(0, high - low)
-        self._inputs.of(source).into(source.tensor.file, low, _bytes(raw))
+        operation = job.operation
+        raw = buffers.read(self._inputs, operation, start, stop)
         if not operation.verbatim:
             raw = _computed(operation, job.factors, raw, start, stop, buffers)
-        data = _bytes(raw)
+        data = memory_of(raw)
         place, _ = operation.span(operation.target, start, stop)
         self._sink.write(descriptor, data, place)
         self._monitor.wrote(len(data))
         return xxhash.xxh3_64_hexdigest(data)
-
-
-class Buffers:
-    """One thread's memory: two slabs of stored bytes and a float32 twin, grown to the largest slab met and then reused."""
-
-    def __init__(self) -> None:
-        self._raw = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
-        self._exact = torch.empty(0, dtype=torch.float32)
-
-    def raw(self, which: int, size: int) -> torch.Tensor:
-        """`size` bytes, uint8."""
-        if len(self._raw[which]) < size:
-            self._raw[which] = torch.empty(size, dtype=torch.uint8)
-        return self._raw[which][:size]
-
-    def exact(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """A float32 block of this shape."""
-        count = torch.Size(shape).numel()
-        if len(self._exact) < count:
-            self._exact = torch.empty(count, dtype=torch.float32)
-        return self._exact[:count].view(shape)
 
 
 def matches(shard: ShardPlan, record: ShardRecord, written: Reader) -> bool:
@@ -176,22 +116,17 @@ def matches(shard: ShardPlan, record: ShardRecord, written: Reader) -> bool:
     recorded = iter(record.blocks)
     buffers = Buffers()
     head = buffers.raw(0, len(shard.header))
-    written.into(shard.file, 0, _bytes(head))
+    written.into(shard.file, 0, memory_of(head))
     if head.numpy().tobytes() != shard.header:
         return False
     for operation in shard.operations:
         for start, stop in operation.slabs:
             low, high = operation.span(operation.target, start, stop)
-            data = _bytes(buffers.raw(0, high - low))
+            data = memory_of(buffers.raw(0, high - low))
             written.into(shard.file, low, data)
             if xxhash.xxh3_64_hexdigest(data) != next(recorded):
                 return False
     return True
-
-
-def _bytes(raw: torch.Tensor) -> memoryview:
-    """The memory of a uint8 tensor."""
-    return memoryview(raw.numpy())  # type: ignore[arg-type]  # numpy's stubs hide the buffer protocol
 
 
 def _jobs(shard: ShardPlan, inputs: Inputs) -> Iterator[Job]:
@@ -206,13 +141,13 @@ def _jobs(shard: ShardPlan, inputs: Inputs) -> Iterator[Job]:
 def _computed(operation: Operation, factors: Factors, raw: torch.Tensor, start: int, stop: int, buffers: Buffers) -> torch.Tensor:
     """The bytes of one slab of the target; raises WriteError where a value has no place in the output's dtype."""
     target, source = operation.target, operation.reads[0].tensor
-    shape = (stop - start, *target.shape[1:])
+    shape = (stop - start, target.elements // operation.slabs.length)
     reads, writes = encodings.named(source.dtype), encodings.named(target.dtype)
     low, high = operation.span(target, start, stop)
     out = raw if reads is writes else buffers.raw(1, high - low)
     stored, exact, result = reads.view(raw, shape), buffers.exact(shape), writes.view(out, shape)
     if operation.parts:
-        finite = arithmetic.merge(stored, factors.deltas(), slice(start, stop), exact, result)
+        finite = arithmetic.merge(stored, factors.steps(), start, exact, result)
     else:
         finite = arithmetic.convert(stored, exact, result)
     if not finite:

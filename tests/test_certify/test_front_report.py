@@ -49,6 +49,8 @@ def certificate(verdict: Verdict = Verdict.REJECTED, names: list[str] = HOSTILE)
         "not_judged": [{"code": "C5", "title": "module behaviour", "sentence": "later"}],
         "self_check": {"armed": 2, "planted": 2, "not_armable": [HOSTILE[0]], "hypothesis_examples": 300},
         "undecided": [],
+        "accepted": [],
+        "screen": None,
         "coverage": {"expected": 10, "run": 10},
         "tensors": {"untouched": 1, "merged": 9, "missing": 0},
         "failures": failures[: len(names)],

@@ -50,14 +50,10 @@ def test_a_rank_that_is_not_the_configured_one() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("use_dora", True),
-        ("bias", "all"),
-        ("lora_bias", True),
-        ("target_parameters", ["experts.gate_up_proj"]),
-        ("layer_replication", [[0, 2], [1, 3]]),
         ("alora_invocation_tokens", [1, 2]),
         ("use_qalora", True),
-        ("trainable_token_indices", [5]),
+        ("bias", "some"),
+        ("lora_B_layout", "column_major"),
         ("init_lora_weights", "pissa"),
         ("kasa_config", {"x": 1}),
         ("a_field_of_next_year", 3),

@@ -38,6 +38,9 @@ class Room:
         path = self.adapter / "adapter_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
 
+    def unknown(self) -> None:
+        (self.base / "config.json").write_text('{"architectures": ["NobodyForCausalLM"], "model_type": "nobody"}')
+
     def tensors(self, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
         path = self.adapter / "adapter_model.safetensors"
         tensors = load_file(path)
@@ -157,10 +160,11 @@ BAD: dict[str, tuple[Callable[[Room], object], str]] = {
     "header is not JSON": (lambda r: r.header(lambda e: b"not json"), "not valid JSON"),  # noqa: ARG005
     "truncated shard": (_truncate, "truncated"),
     "config of the base missing": (lambda r: (r.base / "config.json").unlink(), "config.json of the base cannot be read"),
-    "unknown architecture": (
-        lambda r: (r.base / "config.json").write_text('{"architectures": ["NobodyForCausalLM"], "model_type": "nobody"}'),
-        "remote code is never run",
+    "unknown architecture, square, orientation unsaid": (
+        lambda r: (r.unknown(), r.config(fan_in_fan_out=None)),
+        "which way round it is stored cannot be known",
     ),
+    "unknown architecture, other names": (lambda r: (r.unknown(), r.tensors(_other_model)), "have no place in the base checkpoint"),
     "adapter without configuration": (lambda r: (r.adapter / "adapter_config.json").unlink(), "adapter_config.json"),
     "adapter without weights": (lambda r: (r.adapter / "adapter_model.safetensors").unlink(), "neither adapter_model.safetensors nor"),
     "unmatched adapter tensors": (lambda r: r.tensors(_other_model), "have no place in the base checkpoint(.|\n)*nearest base weight"),
@@ -168,12 +172,12 @@ BAD: dict[str, tuple[Callable[[Room], object], str]] = {
     "missing lora_B": (lambda r: r.tensors(lambda t: t.pop(f"{Q}.lora_B.weight")), "no lora_B"),
     "truncated adapter": (
         lambda r: r.tensors(lambda t: [t.pop(f"{Q}.lora_{half}.weight") for half in "AB"]),
-        "1 of 21 weights that target_modules or modules_to_save names have no tensors",
+        "1 of 21 weights that target_modules",
     ),
     "wrong rank": (lambda r: r.tensors(_rank), "the configuration says"),
     "NaN in the adapter": (lambda r: r.tensors(_nan), "NaN or infinite"),
     "another model's adapter": (lambda r: r.tensors(_wider), "make a delta of shape"),
-    "DoRA": (lambda r: r.config(use_dora=True), "use_dora = True"),
+    "DoRA": (lambda r: r.config(use_dora=True), "use_dora is true, and there is no lora_magnitude_vector"),
     "alpha that is no number": (lambda r: r.config(lora_alpha=float("nan")), "a finite number was expected, found nan"),
     "switch that is a word": (lambda r: r.config(use_rslora="false"), "true or false was expected"),
     "rank 0": (lambda r: r.config(r=0), "a rank of at least 1"),
@@ -228,13 +232,12 @@ def test_a_value_beyond_the_output_dtype_is_named(room: Room) -> None:
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        (["--weight", "0.5"], "--weight"),
+        (["--weight", "0.5", "--weight", "2"], "2 --weight for 1 --adapter"),
         (["--rounding", "faithful"], "--rounding faithful"),
         (["--device", "cuda"], "--device cuda"),
         (["--link"], "--link"),
         (["--seed", "1"], "--seed"),
         (["--output-dtype", "fp8"], "--output-dtype fp8"),
-        (["--adapter", "another"], "several --adapter"),
     ],
 )
 def test_options_that_are_not_built_yet_end_with_2_and_are_named(option: list[str], named: str, room: Room) -> None:

@@ -89,7 +89,7 @@ def test_the_giant_in_small_keeps_every_tensor(adapter: str, request: pytest.Fix
             assert not torch.equal(got[name], value), name
     certificate = judge(pair.base, pair.adapter, tmp_path / "merged")
     assert certificate.verdict is Verdict.CERTIFIED, certificate.reason
-    assert certificate.level == "weights"
+    assert certificate.level == "layers"
 
 
 class Heard(logging.Handler):
