@@ -76,7 +76,7 @@ def touched(unit: Unit, call: Call, *, layer: bool) -> Trial:
         off = a.difference(r, measure)
         reach = admissible(off, a.distance(r, measure), stored[measure], choices, ratio, each=measure.startswith(EXPERTS))
         trial.links[measure] = Link(
-            exact[measure], noise[measure], b.distance(u, measure), r.distance(u, measure), choices,
+            exact[measure], noise[measure] + _residual(u, measure), b.distance(u, measure), r.distance(u, measure), choices,
             m.distance(r, measure), torch.where(choices > 0, reach + noise[measure], 0.0), m.distance(u, measure),
         )  # fmt: skip
     del m, a, b
@@ -90,10 +90,14 @@ def _first_link(unit: Unit, call: Call, u: Answer, r: Answer) -> tuple[dict[str,
     shaken = unit.answer(Version("shaken"), call, u)
     tails = {measure: tail(shaken.difference(x, measure), each=measure.startswith(EXPERTS)) for measure in x.measures}
     noise = {name: float32_noise(shaken.distance(x, name), unit.longest, tails[name]) for name in x.measures}
-    for name, sizes in noise.items():  # weights were shaken; the two sums with the residual round as well, in both answers
-        answer = u.measures[name].double().norm(dim=-1)
-        sizes += RESIDUAL * U32 * (answer if name.startswith(EXPERTS) else answer.norm().reshape(1))
     return {name: x.distance(u, name) for name in x.measures}, noise, {name: r.distance(x, name) for name in x.measures}
+
+
+def _residual(u: Answer, measure: str) -> Tensor:
+    """What the sums with the residual stream may add to ‖x − u‖: weights were shaken, these sums round as well."""
+    size = u.measures[measure].double().norm(dim=-1)
+    most: Tensor = RESIDUAL * U32 * (size if measure.startswith(EXPERTS) else size.norm().reshape(1))
+    return most
 
 
 def _unseen(unit: Unit, call: Call, u: Answer, r: Answer, trial: Trial) -> list[frozenset[str]]:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 import certify
+from certify.finding import Outcome
+from certify.inputs.checkpoint import INDEX
 from certify.verdict import Verdict
 from exam import cases
 from exam.cases import Case, Shelf
+from tests.test_certify.front_checkpoint import make
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +163,15 @@ def test_questions_without_sense_are_usage_errors(shelf: Shelf, options: dict[st
     with pytest.raises(certify.UsageError) as refusal:
         certify.judge(case.base, case.adapter, **{"merged": case.merged} | options)
     assert refusal.value.exit_code == 4
+
+
+def test_a_shard_cannot_hide_behind_the_label_of_an_input(tmp_path: Path) -> None:
+    asked = make(tmp_path)
+    index = json.loads((asked.merged / INDEX).read_text())
+    for shard in sorted(set(index["weight_map"].values())):
+        (asked.merged / shard).rename(asked.merged / f"base: {shard}")
+    index["weight_map"] = {name: f"base: {shard}" for name, shard in index["weight_map"].items()}
+    (asked.merged / INDEX).write_text(json.dumps(index))
+    certificate = certify.judge(asked.base, asked.adapter, asked.merged, level="weights")
+    assert certificate.verdict is Verdict.REJECTED
+    assert {finding.code for finding in certificate.findings if finding.outcome is Outcome.FAILED} == {"C1"}
