@@ -35,8 +35,11 @@ class Sink:
             done += os.pwrite(descriptor, data[done:], start + done)
 
     def flush(self, descriptor: int) -> None:
-        """Start the disk on what is written so far."""
-        os.fdatasync(descriptor)
+        """Start the disk on what is written so far, and give back the memory of what it has already stored.
+
+        A merge writes more than any page cache holds; pages that are used again cost a third of pages that are new.
+        """
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def commit(self, file: str, descriptor: int) -> None:
         """Make a finished file durable, then give it its name."""
