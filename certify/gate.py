@@ -5,12 +5,13 @@ so the run is INCOMPLETE whatever the reason. Under xdist the workers examine an
 """
 
 import json
+import os
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -20,7 +21,8 @@ from certify.errors import UsageError
 from certify.finding import Finding, Outcome
 from certify.question import ACCOUNTS, FILES, LAYERS, LOGITS, SELF_CHECK
 from certify.report import summary
-from certify.report.text import identifier
+from certify.report.room import keep_apart, occupy
+from certify.report.text import identifier, paragraph
 from certify.request import Request
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
@@ -28,6 +30,8 @@ if TYPE_CHECKING:  # imports torch, which takes seconds
     from certify.verdict import Certificate
 
 SUITES = ("test_files.py", "test_tensors.py", "test_layers.py", "test_logits.py", "test_selfcheck.py")  # in the order of a reader
+CLOSING = "conclusion"  # stands where an item's file stands
+OUTCOMES: dict[Outcome, Literal["failed", "skipped"]] = {Outcome.FAILED: "failed", Outcome.NOT_INTERPRETED: "skipped"}
 USAGE, ERROR, INCOMPLETE = 4, 3, 10  # process exit codes
 
 
@@ -44,16 +48,21 @@ class Gate:
         self.left: Counter[str] = Counter()  # subjects not yet seen, by group
         self.total: dict[str, int] = {}
         self.failed: Counter[str] = Counter()
+        self.lock: int | None = None  # of the report directory; the workers of one run are one run
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
         """Open the checkpoints' headers; forget what an earlier run may have written to the report directory."""
         try:
             if self.report and not self.worker:
+                self.lock = occupy(self.report)
                 reports.clear(self.report)
             from certify.examination import Examination
 
-            self.examination = Examination(self.request, self.report)
+            self.examination = examination = Examination(self.request, self.report)
+            if self.report:
+                keep_apart(self.report, examination.folders.values())
+                examination.journal  # noqa: B018 a report directory that cannot be used is a wrong question
         except (UsageError, OSError) as error:
             raise pytest.UsageError(f"certify: {error}") from error
         self.left.update(identifier(question.group) for question in self.examination.questions())
@@ -91,8 +100,8 @@ class Gate:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the evidence out of a report, in the process that will judge."""
-        if self.worker:
+        """Take the evidence out of a report, in the process that will judge and has not judged yet."""
+        if self.worker or self.certificate is not None:
             return
         evidence = [str(value) for name, value in report.user_properties if name == EVIDENCE]
         report.user_properties = [(name, value) for name, value in report.user_properties if name != EVIDENCE]
@@ -109,7 +118,8 @@ class Gate:
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
         """No letter per tensor: a line per shard says more."""
-        if report.when == "call" and _ours(report.nodeid) and config.get_verbosity(pytest.Config.VERBOSITY_TEST_CASES) <= 0:
+        ours = _ours(report.nodeid) or report.nodeid.startswith(f"{CLOSING}::")
+        if report.when == "call" and ours and config.get_verbosity(pytest.Config.VERBOSITY_TEST_CASES) <= 0:
             return report.outcome, "", ""
         return None
 
@@ -134,6 +144,11 @@ class Gate:
             if not interrupted:
                 traceback.print_exc(file=sys.stderr)
 
+    def pytest_unconfigure(self) -> None:
+        """Let the next run into the report directory."""
+        if self.lock is not None:
+            os.close(self.lock)
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The certificate for the person at the terminal."""
         if self.certificate is not None:
@@ -144,13 +159,26 @@ class Gate:
             return ERROR if status == ERROR else INCOMPLETE
         crashed = self.crashed or ("pytest itself failed" if status == ERROR else None)
         findings = [finding for group in self.findings.values() for found in group.values() for finding in found]
-        run = sum(len(group) for group in self.findings.values())
+        run = sum(bool(found) for group in self.findings.values() for found in group.values())
         self.certificate = self.examination.certificate(findings, run=run, crashed=crashed)
+        for finding in self.certificate.closing:
+            self._tell(finding)
         if self.report is not None:
             reports.write(self.certificate, self.certificate.findings, self.report)
         if self.certificate.exit_code == 0 and status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             return status if status == pytest.ExitCode.TESTS_FAILED else INCOMPLETE  # tests that are not ours were run too
         return self.certificate.exit_code
+
+    def _tell(self, finding: Finding) -> None:
+        """A case of its own for what no item could find, since only the whole run tells it; under xdist no other process could."""
+        nodeid = "::".join([CLOSING, identifier(f"{finding.code} {finding.subject}")])
+        outcome = OUTCOMES.get(finding.outcome, "passed")
+        told = "\n".join(paragraph(f"{finding.code}  {finding.sentence}")) if outcome != "passed" else None
+        for when in ("call", "teardown"):
+            said = (outcome, told) if when == "call" else ("passed", None)
+            longrepr = (nodeid, 0, said[1]) if said[0] == "skipped" else said[1]
+            report = pytest.TestReport(nodeid, (nodeid, None, nodeid), {}, said[0], longrepr, when)  # type: ignore[arg-type]
+            self.config.hook.pytest_runtest_logreport(report=report)
 
     def _take(self, evidence: dict[str, Any]) -> None:
         group, subject, crashed = evidence["group"], evidence["subject"], evidence["crashed"]
