@@ -41,6 +41,7 @@ class Gate:
     def __init__(self, config: pytest.Config, request: Request, report: Path | None) -> None:
         self.config, self.request, self.report = config, request, report
         self.worker = hasattr(config, "workerinput")
+        config.option.maxworkerrestart = "0"  # of xdist: where a worker died, the verdict is ERROR; others would die of the same item
         self.examination: Examination | None = None
         self.certificate: Certificate | None = None
         self.findings: dict[str, dict[str, list[Finding]]] = {}  # by group, then by subject
