@@ -46,6 +46,7 @@ class Gate:
         self.certificate: Certificate | None = None
         self.findings: dict[str, dict[str, list[Finding]]] = {}  # by group, then by subject
         self.crashed: str | None = None
+        self.died: str | None = None  # a worker of xdist, whatever it was doing
         self.left: Counter[str] = Counter()  # subjects not yet seen, by group
         self.total: dict[str, int] = {}
         self.failed: Counter[str] = Counter()
@@ -131,6 +132,12 @@ class Gate:
 
         return LoadScopeScheduling(config, log)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, error: object) -> None:
+        """A worker of xdist that did not end as it should."""
+        if error:
+            self.died = self.died or f"a worker died: {str(error).strip().rpartition(chr(10))[2]}"
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Judge, write, and decide what the process ends with. Nothing that goes wrong here may look like a verdict."""
@@ -158,7 +165,7 @@ class Gate:
     def _conclude(self, status: int) -> int:
         if self.examination is None:  # interrupted, or broken, before there was anything to judge
             return ERROR if status == ERROR else INCOMPLETE
-        crashed = self.crashed or ("pytest itself failed" if status == ERROR else None)
+        crashed = self.crashed or self.died or ("pytest itself failed" if status == ERROR else None)
         findings = [finding for group in self.findings.values() for found in group.values() for finding in found]
         run = sum(bool(found) for group in self.findings.values() for found in group.values())
         self.certificate = self.examination.certificate(findings, run=run, crashed=crashed)

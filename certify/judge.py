@@ -56,7 +56,9 @@ def _judge(request: Request) -> "Certificate":
     try:
         if examination is not None:
             return examination.certificate(findings, run=run, crashed=crashed)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         crashed = crashed or f"the certificate: {type(error).__name__}: {error}"
     return _without_proof(request, findings, str(crashed))
 
