@@ -33,9 +33,9 @@ class Snapshot:
 
     def changes(self, label: str, rested: Set[str]) -> dict[str, str]:
         """What happened to the files of one directory meanwhile; of hidden files, only to those that the judgement rests on."""
-        before, after = self._stamps[label], _stamps(self._folders[label])
-        found = {}
-        for name in sorted(before.keys() | after.keys() | rested):
+        directory, before = self._folders[label], self._stamps[label]
+        after, found = _stamps(directory), {}
+        for name in sorted(before.keys() | after.keys() | {name for name in rested if _stamp(directory / name)}):
             if name not in before:
                 found[name] = NEW if name in after else UNSEEN
             elif before[name] != after.get(name):
