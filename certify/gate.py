@@ -11,7 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # imports torch, which takes seconds
 
 SUITES = ("test_files.py", "test_tensors.py", "test_layers.py", "test_logits.py", "test_selfcheck.py")  # in the order of a reader
 CLOSING = "conclusion"  # stands where an item's file stands
-OUTCOMES: dict[Outcome, Literal["failed", "skipped"]] = {Outcome.FAILED: "failed", Outcome.NOT_INTERPRETED: "skipped"}
 USAGE, ERROR, INCOMPLETE = 4, 3, 10  # process exit codes
 
 
@@ -178,14 +177,14 @@ class Gate:
         return self.certificate.exit_code
 
     def _tell(self, finding: Finding) -> None:
-        """A case of its own for what no item could find, since only the whole run tells it; under xdist no other process could."""
-        nodeid = "::".join([CLOSING, identifier(f"{finding.code} {finding.subject}")])
-        outcome = OUTCOMES.get(finding.outcome, "passed")
-        told = "\n".join(paragraph(f"{finding.code}  {finding.sentence}")) if outcome != "passed" else None
-        for when in ("call", "teardown"):
-            said = (outcome, told) if when == "call" else ("passed", None)
-            longrepr = (nodeid, 0, said[1]) if said[0] == "skipped" else said[1]
-            report = pytest.TestReport(nodeid, (nodeid, None, nodeid), {}, said[0], longrepr, when)  # type: ignore[arg-type]
+        """A case of its own for what no item could find, since only the whole run tells it; under xdist no worker could."""
+        name = identifier(f"{finding.code} {finding.subject}")
+        nodeid, place = f"{CLOSING}::{name}", (CLOSING, None, name)
+        text = "\n".join(paragraph(f"{finding.code}  {finding.sentence}"))
+        failed, unknown = finding.outcome is Outcome.FAILED, finding.outcome is Outcome.NOT_INTERPRETED
+        call = ("failed", text) if failed else ("skipped", (CLOSING, 0, text)) if unknown else ("passed", None)
+        for when, (outcome, told) in (("call", call), ("teardown", ("passed", None))):
+            report = pytest.TestReport(nodeid, place, {}, outcome, told, when)  # type: ignore[arg-type]
             self.config.hook.pytest_runtest_logreport(report=report)
 
     def _take(self, evidence: dict[str, Any]) -> None:

@@ -70,6 +70,21 @@ def test_forged_or_damaged_evidence_is_none(red: Question, tmp_path: Path) -> No
     assert run(red, WEIGHTS, f"--report={report}") == 1
 
 
+def test_evidence_of_another_gate_is_none(red: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = certify.Request(red.base, red.merged, (red.adapter,), level="weights")
+    one = Examination(request, tmp_path)
+    assert one.journal is not None
+    name, shard = next(iter(one.shards.items()))
+    one.journal.record(name, shard.tensors, shard.files, {})
+    same = Examination(request, tmp_path).journal
+    assert same is not None
+    assert same.recall(name, shard.tensors) == {}
+    monkeypatch.setattr("certify.evidence.sources", lambda: "one line of the gate was changed")
+    other = Examination(request, tmp_path).journal
+    assert other is not None
+    assert other.recall(name, shard.tensors) is None
+
+
 def test_evidence_is_written_to_no_link(red: Question, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "report").mkdir()
