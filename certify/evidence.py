@@ -2,20 +2,25 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from certify.files import BASE
 from certify.inputs.checkpoint import Checkpoint
-from certify.inputs.digests import Digests
-from certify.journal import Journal
+from certify.inputs.folder import sha256
+from certify.journal import Journal, fingerprint
+from certify.key import evidence_key
+from certify.seal import MERGED
 
 if TYPE_CHECKING:
     from certify.examination import Examination
 
 PACKAGES = ("mergegate", "torch", "peft", "transformers")
+PACKAGE = Path(__file__).resolve().parent
 SIDE = ("config.json", "model.safetensors.index.json")  # of the base: what names and dtypes are worked out from
 
 
@@ -37,21 +42,38 @@ def shards(base: Checkpoint, merged: Checkpoint, tensors: Iterable[tuple[str, st
     return found
 
 
-def open_journal(examination: "Examination", report: Path) -> Journal:
-    """The journal of a report directory, for this question about these inputs."""
-    digests: Digests = examination.digests
-    folders = {"base": examination.base.directory, "merged": examination.merged.directory}
+def open_journal(examination: "Examination", report: Path) -> Journal | None:
+    """The journal of a report directory, for this question about these inputs.
+
+    None where this user can keep no secret, or an input cannot be read. Raises OSError where the report directory cannot be used.
+    """
+    prefixes = {"base": BASE, "merged": MERGED}
+    key = evidence_key([report, *examination.folders.values()])
 
     def digest(label: str) -> str:
         side, _, file = label.partition("/")
-        return digests.of(folders[side] / file)
+        found = examination.digests.of(examination.folders[prefixes[side]] / file)
+        if not examination.snapshot.holds(prefixes[side], file):
+            raise OSError(f"{label} was changed while it was judged")
+        return found
 
-    return Journal(report, _terms(examination), digest)
+    try:
+        terms = _terms(examination)
+    except OSError:  # C1 says so
+        return None
+    return Journal(report, key, terms, digest) if key else None
 
 
 def versions() -> dict[str, str]:
     """Of the packages that a judgement depends on."""
     return {name: _version(name) for name in PACKAGES}
+
+
+@cache
+def sources() -> str:
+    """One digest for the gate's own code: what another gate found is no evidence for this one."""
+    found = [f"{sha256(path)}  {path.relative_to(PACKAGE).as_posix()}" for path in sorted(PACKAGE.rglob("*.py"))]
+    return fingerprint(found)
 
 
 def _home(side: Checkpoint, tensor: str) -> str:
@@ -61,6 +83,7 @@ def _home(side: Checkpoint, tensor: str) -> str:
 def _terms(examination: "Examination") -> dict[str, Any]:
     request, base = examination.request, examination.base
     return {
+        "gate": sources(),
         "versions": versions(),
         "question": [request.criterion, request.output_dtype, request.level, list(examination.weights)],
         "adapters": [examination.digests.folder(adapter.directory) for adapter in examination.adapters],

@@ -1,6 +1,6 @@
 """One judgement in progress: what is to be examined, and which check examines it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,21 +13,24 @@ from certify.checks.c8_fidelity import whole_fidelity
 from certify.checks.c9_layers import LayerBehaviour
 from certify.checks.c10_logits import SUBJECT as PREDICTIONS
 from certify.checks.c10_logits import logits
+from certify.coverage import unjudged
 from certify.evidence import Shard, open_journal, shards
 from certify.expect.ledger import CODE as ACCOUNTING
 from certify.expect.ledger import Ledger, build_ledger
 from certify.expect.loading import ADAPTER_SUBJECT, adapter_loading, loading
 from certify.expect.loading import SUBJECT as LOADING
-from certify.files import Files
+from certify.files import Files, labels
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import Adapter, open_adapter
 from certify.inputs.checkpoint import Checkpoint, open_checkpoint
 from certify.inputs.claim import Claim, located
 from certify.inputs.digests import Digests
+from certify.inputs.snapshot import Snapshot
 from certify.journal import Journal
 from certify.question import ACCOUNTS, FILES, LAYERS, LOGITS, SELF_CHECK, Question
 from certify.request import Request
 from certify.screen import conclude, gathered
+from certify.seal import seal
 from certify.statement import statement
 from certify.tensors import Tensors, places
 from certify.verdict import Certificate, decide
@@ -49,15 +52,16 @@ class Examination:
         request.refuse_unusable()
         self.request, self.report = request, report
         self.accepted = accept.read(request.accept) if request.accept else AcceptList()
-        self.digests = Digests()
+        self.claim = Claim() if request.adapters else located(request.merged)
+        paths = request.adapters or self.claim.adapters
+        self.folders = labels(request.base, request.merged, paths)
+        self.digests, self.snapshot = Digests(), Snapshot(self.folders)
         self.base: Checkpoint = open_checkpoint(request.base, self.digests)
         self.merged: Checkpoint = open_checkpoint(request.merged, self.digests)
-        self.claim = Claim() if request.adapters else located(request.merged)
-        self.adapters: tuple[Adapter, ...] = tuple(open_adapter(path) for path in request.adapters or self.claim.adapters)
+        self.adapters: tuple[Adapter, ...] = tuple(open_adapter(path) for path in paths)
         self.weights = request.weights or (1.0,) * len(self.adapters)
         self.places = places(self.base, self.merged)
         self.files = Files(self.base, self.merged, self.adapters)
-        paths = [adapter.directory for adapter in self.adapters]
         self.side_files = SideFiles(self.base, self.merged, paths, request.output_dtype, request.base_digest)
 
     @cached_property
@@ -106,14 +110,15 @@ class Examination:
         """The verdict over everything that was found. `run`: subjects really examined; fewer than `expected` is INCOMPLETE."""
         whole, found = run == self.expected and self.request.only is None, [*findings]
         screening = None if self.adapters else conclude(self.base, self.merged, gathered(found))
-        apart = {f.subject for f in found if self.accepted.covering(f, date.today())}  # C8 judges the adapter without them
-        kept = [finding for finding in found if finding.subject not in apart]
-        found += whole_fidelity(kept, len(self.ledger.parts.keys() - apart), self.request.min_retention)
-        left, accepted, declared = self.accepted.apply(found, date.today(), whole=whole)
+        made = seal(self.digests, self.snapshot, self.folders, self._rested)
+        late = [*made.findings, *self._fidelity(found), *(unjudged((name for _, name in self.places), found) if whole else ())]
+        left, accepted, declared = self.accepted.apply([*found, *late], date.today(), whole=whole)
         ordered = tuple(sorted([*left, *declared], key=lambda finding: RANK[finding.outcome]))
         verdict, reason = decide(ordered, accepted, run=run, expected=self.expected, only=self.request.only, crashed=crashed)
-        told = statement(self, ordered, accepted, screening, verdict, reason, run)
-        return Certificate(verdict, self.request.level, reason, told, ordered)
+        told = statement(self, made, ordered, accepted, screening, verdict, reason, run)
+        ends = {id(finding) for finding in late}
+        closing = (*(finding for finding in left if id(finding) in ends), *declared)
+        return Certificate(verdict, self.request.level, reason, told, ordered, closing)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -139,6 +144,18 @@ class Examination:
     def journal(self) -> Journal | None:
         """Evidence of an earlier run in the report directory."""
         return open_journal(self, self.report) if self.report else None
+
+    @property
+    def _rested(self) -> dict[str, set[str]]:
+        """The files, by label, without which there is no judgement."""
+        sides = ({*self.merged.headers}, {*self.base.headers}, *({*adapter.files} for adapter in self.adapters))
+        return dict(zip(self.folders, sides, strict=True))
+
+    def _fidelity(self, found: Sequence[Finding]) -> list[Finding]:
+        """C8 of the whole adapter, without the differences that somebody answers for."""
+        apart = {finding.subject for finding in found if self.accepted.covering(finding, date.today())}
+        kept = [finding for finding in found if finding.subject not in apart]
+        return whole_fidelity(kept, len(self.ledger.parts.keys() - apart), self.request.min_retention)
 
     @property
     def _behaving(self) -> tuple[Checkpoint, Checkpoint, Ledger, tuple[Adapter, ...], tuple[float, ...], str]:

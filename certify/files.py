@@ -1,13 +1,25 @@
 """C1 of one judgement: the merged directory's weight files, index and strays, then every file of base and adapters that is rested on."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from certify.checks import c1_files
 from certify.finding import Finding
 from certify.inputs.adapter import Adapter
 from certify.inputs.checkpoint import INDEX, Checkpoint
+from certify.inputs.folder import regular_files
 
 BASE, ADAPTER = "base: ", "adapter: "  # subjects that are no files of the merged directory
+
+
+def labels(base: Path, merged: Path, adapters: Sequence[Path]) -> dict[str, Path]:
+    """How the subjects of each directory begin, and the directory."""
+    return {"": merged, BASE: base, **dict(zip(numbered(len(adapters)), adapters, strict=True))}
+
+
+def numbered(adapters: int) -> list[str]:
+    """The labels of so many adapters."""
+    return [ADAPTER] if adapters == 1 else [f"adapter {number}: " for number in range(1, adapters + 1)]
 
 
 class Files:
@@ -36,10 +48,11 @@ def _inputs(base: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, list[str
     problems: dict[str, list[str]] = {}
     if base.sharded:
         problems[BASE + INDEX] = list(base.index_problems)
+    digested = {*regular_files(base.directory), *base.absent}
     for file in base.weight_files:
-        absent = ["the index names this file, but it does not exist"] if file in base.absent else []
-        problems[BASE + file] = absent + list(base.headers[file].problems if file in base.headers else ())
-    for number, adapter in enumerate(adapters, start=1):
-        label = ADAPTER if len(adapters) == 1 else f"adapter {number}: "
+        told = ["the index names this file, but it does not exist"] if file in base.absent else []
+        told += [] if file in digested else ["lies in a hidden or linked folder, which the digest of the base leaves out"]
+        problems[BASE + file] = told + list(base.headers[file].problems if file in base.headers else ())
+    for label, adapter in zip(numbered(len(adapters)), adapters, strict=True):
         problems |= {label + file: [what for where, what in adapter.problems if where == file] for file in adapter.files}
     return problems

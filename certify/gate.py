@@ -5,6 +5,7 @@ so the run is INCOMPLETE whatever the reason. Under xdist the workers examine an
 """
 
 import json
+import os
 import sys
 import traceback
 from collections import Counter
@@ -20,7 +21,8 @@ from certify.errors import UsageError
 from certify.finding import Finding, Outcome
 from certify.question import ACCOUNTS, FILES, LAYERS, LOGITS, SELF_CHECK
 from certify.report import summary
-from certify.report.text import identifier
+from certify.report.room import keep_apart, occupy
+from certify.report.text import identifier, paragraph
 from certify.request import Request
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
@@ -28,6 +30,7 @@ if TYPE_CHECKING:  # imports torch, which takes seconds
     from certify.verdict import Certificate
 
 SUITES = ("test_files.py", "test_tensors.py", "test_layers.py", "test_logits.py", "test_selfcheck.py")  # in the order of a reader
+CLOSING = "conclusion"  # stands where an item's file stands
 USAGE, ERROR, INCOMPLETE = 4, 3, 10  # process exit codes
 
 
@@ -37,23 +40,30 @@ class Gate:
     def __init__(self, config: pytest.Config, request: Request, report: Path | None) -> None:
         self.config, self.request, self.report = config, request, report
         self.worker = hasattr(config, "workerinput")
+        config.option.maxworkerrestart = "0"  # of xdist: where a worker died, the verdict is ERROR; others would die of the same item
         self.examination: Examination | None = None
         self.certificate: Certificate | None = None
         self.findings: dict[str, dict[str, list[Finding]]] = {}  # by group, then by subject
         self.crashed: str | None = None
+        self.died: str | None = None  # a worker of xdist, whatever it was doing
         self.left: Counter[str] = Counter()  # subjects not yet seen, by group
         self.total: dict[str, int] = {}
         self.failed: Counter[str] = Counter()
+        self.lock: int | None = None  # of the report directory; the workers of one run are one run
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
         """Open the checkpoints' headers; forget what an earlier run may have written to the report directory."""
         try:
             if self.report and not self.worker:
+                self.lock = occupy(self.report)
                 reports.clear(self.report)
             from certify.examination import Examination
 
-            self.examination = Examination(self.request, self.report)
+            self.examination = examination = Examination(self.request, self.report)
+            if self.report:
+                keep_apart(self.report, examination.folders.values())
+                examination.journal  # noqa: B018 a report directory that cannot be used is a wrong question
         except (UsageError, OSError) as error:
             raise pytest.UsageError(f"certify: {error}") from error
         self.left.update(identifier(question.group) for question in self.examination.questions())
@@ -91,8 +101,8 @@ class Gate:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the evidence out of a report, in the process that will judge."""
-        if self.worker:
+        """Take the evidence out of a report, in the process that will judge and has not judged yet."""
+        if self.worker or self.certificate is not None:
             return
         evidence = [str(value) for name, value in report.user_properties if name == EVIDENCE]
         report.user_properties = [(name, value) for name, value in report.user_properties if name != EVIDENCE]
@@ -109,7 +119,8 @@ class Gate:
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
         """No letter per tensor: a line per shard says more."""
-        if report.when == "call" and _ours(report.nodeid) and config.get_verbosity(pytest.Config.VERBOSITY_TEST_CASES) <= 0:
+        ours = _ours(report.nodeid) or report.nodeid.startswith(f"{CLOSING}::")
+        if report.when == "call" and ours and config.get_verbosity(pytest.Config.VERBOSITY_TEST_CASES) <= 0:
             return report.outcome, "", ""
         return None
 
@@ -119,6 +130,12 @@ class Gate:
         from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
         return LoadScopeScheduling(config, log)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, error: object) -> None:
+        """A worker of xdist that did not end as it should."""
+        if error:
+            self.died = self.died or f"a worker died: {str(error).strip().rpartition(chr(10))[2]}"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -134,6 +151,11 @@ class Gate:
             if not interrupted:
                 traceback.print_exc(file=sys.stderr)
 
+    def pytest_unconfigure(self) -> None:
+        """Let the next run into the report directory."""
+        if self.lock is not None:
+            os.close(self.lock)
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The certificate for the person at the terminal."""
         if self.certificate is not None:
@@ -142,15 +164,28 @@ class Gate:
     def _conclude(self, status: int) -> int:
         if self.examination is None:  # interrupted, or broken, before there was anything to judge
             return ERROR if status == ERROR else INCOMPLETE
-        crashed = self.crashed or ("pytest itself failed" if status == ERROR else None)
+        crashed = self.crashed or self.died or ("pytest itself failed" if status == ERROR else None)
         findings = [finding for group in self.findings.values() for found in group.values() for finding in found]
-        run = sum(len(group) for group in self.findings.values())
+        run = sum(bool(found) for group in self.findings.values() for found in group.values())
         self.certificate = self.examination.certificate(findings, run=run, crashed=crashed)
+        for finding in self.certificate.closing:
+            self._tell(finding)
         if self.report is not None:
             reports.write(self.certificate, self.certificate.findings, self.report)
         if self.certificate.exit_code == 0 and status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             return status if status == pytest.ExitCode.TESTS_FAILED else INCOMPLETE  # tests that are not ours were run too
         return self.certificate.exit_code
+
+    def _tell(self, finding: Finding) -> None:
+        """A case of its own for what no item could find, since only the whole run tells it; under xdist no worker could."""
+        name = identifier(f"{finding.code} {finding.subject}")
+        nodeid, place = f"{CLOSING}::{name}", (CLOSING, None, name)
+        text = "\n".join(paragraph(f"{finding.code}  {finding.sentence}"))
+        failed, unknown = finding.outcome is Outcome.FAILED, finding.outcome is Outcome.NOT_INTERPRETED
+        call = ("failed", text) if failed else ("skipped", (CLOSING, 0, text)) if unknown else ("passed", None)
+        for when, (outcome, told) in (("call", call), ("teardown", ("passed", None))):
+            report = pytest.TestReport(nodeid, place, {}, outcome, told, when)  # type: ignore[arg-type]
+            self.config.hook.pytest_runtest_logreport(report=report)
 
     def _take(self, evidence: dict[str, Any]) -> None:
         group, subject, crashed = evidence["group"], evidence["subject"], evidence["crashed"]

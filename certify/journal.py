@@ -1,34 +1,37 @@
 """Evidence, shard by shard, bound to the bytes it was found in: a judgement that was killed continues, a repaired shard is judged again.
 
-A line of JSON for the terms of the judgement, then one for each shard whose tensors are all judged: their names and homes, the sha256 of
-every file they were read from, and what each check found. Only the newest line of a shard counts; a torn line is no evidence.
+One line for each shard whose tensors are all judged: their names and homes, the sha256 of every file they were read from, and what each
+check found. Only the newest line of a shard counts. A line is a JSON list of two: the HMAC-SHA256 of the terms of the judgement and of the
+evidence, under the key of this user; then the evidence. What was torn, written under other terms or by somebody else is no evidence.
 """
 
 import hashlib
+import hmac
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from certify.finding import Finding
 
 EVIDENCE = "evidence.jsonl"
-Homes = Mapping[str, str]  # label → sha256 of the files that a shard's tensors lie in, merged and base
 
 
 class Journal:
     """The journal of one report directory.
 
+    key     the secret that makes a line ours; see `certify.key`
     terms   everything beside the shards themselves that findings depend on; a journal of other terms is begun anew
-    digest  gives the sha256 of a file by its label, reading it if need be
+    digest  gives the sha256 of a file by its label, reading it if need be; raises OSError where findings cannot be bound to it
 
     Reading changes nothing: of several processes one records. Raises OSError where the directory cannot be read or written.
     """
 
-    def __init__(self, directory: Path, terms: object, digest: Callable[[str], str]) -> None:
-        self._path, self._digest = directory / EVIDENCE, digest
+    def __init__(self, directory: Path, key: bytes, terms: object, digest: Callable[[str], str]) -> None:
+        self._path, self._key, self._digest = directory / EVIDENCE, key, digest
         self._terms = fingerprint(terms)
         self._places: dict[str, tuple[int, str]] = {}  # shard → offset of its line, fingerprint of its tensors
         self._served: dict[str, dict[str, list[Finding]] | None] = {}
@@ -41,20 +44,21 @@ class Journal:
         return self._served[shard]
 
     def record(self, shard: str, tensors: object, files: Sequence[str], findings: Mapping[str, Sequence[Finding]]) -> None:
-        """Keep a finished shard's evidence, durable when this returns; nothing is written if it stands there already."""
-        names, homes = fingerprint(tensors), {label: self._digest(label) for label in files}
-        if self._places.get(shard, (0, ""))[1] == names and self._line(shard)["files"] == homes:
+        """Keep a finished shard's evidence, durable when this returns, unless it stands there already or is bound to nothing."""
+        names = fingerprint(tensors)
+        try:
+            homes = {label: self._digest(label) for label in files}
+        except OSError:  # a file is gone, or was changed meanwhile: the certificate says so
+            return
+        if (line := self._line(shard, names)) and line["files"] == homes:
             return
         told = {subject: [asdict(finding) for finding in found] for subject, found in findings.items()}
-        if not self._good:
-            self._append({"terms": self._terms})
         self._places[shard] = self._append({"shard": shard, "tensors": names, "files": homes, "findings": told}), names
 
     def _append(self, line: dict[str, Any]) -> int:
         """The offset of a new line, which follows the last good one."""
-        offset = self._good
-        data = json.dumps(line, sort_keys=True).encode() + b"\n"
-        with self._path.open("r+b" if self._path.exists() else "wb") as file:
+        offset, data = self._good, self._sealed(json.dumps(line, sort_keys=True).encode())
+        with self._open(os.O_RDWR | os.O_CREAT) as file:
             file.truncate(offset)
             file.seek(offset)
             file.write(data)
@@ -64,46 +68,58 @@ class Journal:
         return offset
 
     def _index(self) -> int:
-        """Finds where each shard's newest line begins; how many bytes are whole lines of these terms."""
+        """Finds where each shard's newest line begins; how many bytes are whole lines of ours, of these terms."""
         good = 0
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                for number, raw in enumerate(file):
-                    line = _parsed(raw)
-                    if line is None or (line.get("terms") != self._terms if number == 0 else "shard" not in line):
-                        break
-                    if number:
-                        self._places[line["shard"]] = good, line["tensors"]
-                    good += len(raw)
+        if not os.path.lexists(self._path):
+            return good
+        with self._open(os.O_RDONLY) as file:
+            for raw in file:
+                line = self._unsealed(raw)
+                if line is None:
+                    break
+                self._places[line["shard"]] = good, line["tensors"]
+                good += len(raw)
         return good
 
     def _recall(self, shard: str, names: str) -> dict[str, list[Finding]] | None:
-        if self._places.get(shard, (0, ""))[1] != names:
-            return None
-        line = self._line(shard)
+        line = self._line(shard, names)
         try:
-            if any(self._digest(label) != digest for label, digest in line["files"].items()):
+            if line is None or any(self._digest(label) != digest for label, digest in line["files"].items()):
                 return None
         except OSError:  # a file is gone: the checks say so
             return None
         return {subject: [Finding.of(data) for data in found] for subject, found in line["findings"].items()}
 
-    def _line(self, shard: str) -> dict[str, Any]:
-        with self._path.open("rb") as file:
-            file.seek(self._places[shard][0])
-            line: dict[str, Any] = json.loads(file.readline())
+    def _line(self, shard: str, names: str) -> dict[str, Any] | None:
+        """A shard's line, if it is about these tensors; read and proven again, since others may write to the file."""
+        offset, tensors = self._places.get(shard, (0, ""))
+        if tensors != names:
+            return None
+        with self._open(os.O_RDONLY) as file:
+            file.seek(offset)
+            return self._unsealed(file.readline())
+
+    def _open(self, flags: int) -> BinaryIO:
+        """The file itself, never what a link leads to."""
+        descriptor = os.open(self._path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(f"{self._path} is no plain file")
+        return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "rb")
+
+    def _sealed(self, evidence: bytes) -> bytes:
+        tag = hmac.new(self._key, f"{self._terms}\n".encode() + evidence, hashlib.sha256).hexdigest()
+        return b'["%b", %b]\n' % (tag.encode(), evidence)
+
+    def _unsealed(self, raw: bytes) -> dict[str, Any] | None:
+        """The evidence in one line, which is not looked at before the line is proven to be ours."""
+        evidence = raw[len(self._sealed(b"")) - len(b"]\n") : -len(b"]\n")]
+        if not hmac.compare_digest(raw, self._sealed(evidence)):
+            return None
+        line: dict[str, Any] = json.loads(evidence)
         return line
 
 
 def fingerprint(data: object) -> str:
     """sha256 of any JSON data, hexadecimal."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def _parsed(raw: bytes) -> dict[str, Any] | None:
-    """One line; None if it was torn."""
-    try:
-        line = json.loads(raw) if raw.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and ("terms" in line or {"shard", "tensors", "files", "findings"} <= line.keys()) else None

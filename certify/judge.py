@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from certify.errors import UsageError
 from certify.finding import Finding
 from certify.request import Request
 
@@ -29,18 +30,43 @@ def judge(
 
     Raises UsageError for a question that makes no sense. Everything else, a fault of the gate itself included, is in the certificate.
     """
-    from certify.examination import Examination
-
     adapters = () if adapter is None else (adapter,) if isinstance(adapter, Path) else tuple(adapter)
     terms = (tuple(weights), criterion, output_dtype, level, only, min_retention, base_digest, accept)
-    examination = Examination(Request(base, merged, adapters, *terms))
-    findings: list[Finding] = []
-    run = 0
-    for question in examination.questions():
-        if question.within(only):
-            try:
-                findings += question.ask()
-            except Exception as error:  # a fault of ours must never look like a fault of the checkpoint
-                return examination.certificate(findings, run=run, crashed=f"{question.subject}: {type(error).__name__}: {error}")
-            run += 1
-    return examination.certificate(findings, run=run)
+    return _judge(Request(base, merged, adapters, *terms))
+
+
+def _judge(request: Request) -> "Certificate":
+    """A fault of ours must never look like a fault of the checkpoint, wherever it happens."""
+    from certify.examination import Examination
+
+    examination, findings, run = None, list[Finding](), 0
+    crashed, step = None, "the inputs"
+    try:
+        examination = Examination(request)
+        step = "the list of questions"
+        for question in [question for question in examination.questions() if question.within(request.only)]:
+            step = question.subject
+            found = question.ask()
+            findings += found
+            run += bool(found)
+    except (UsageError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        crashed = f"{step}: {type(error).__name__}: {error}"
+    try:
+        if examination is not None:
+            return examination.certificate(findings, run=run, crashed=crashed)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        crashed = crashed or f"the certificate: {type(error).__name__}: {error}"
+    return _without_proof(request, findings, str(crashed))
+
+
+def _without_proof(request: Request, findings: Sequence[Finding], crashed: str) -> "Certificate":
+    """ERROR, by a gate that cannot even say what it was about."""
+    from certify.statement import bare
+    from certify.verdict import Certificate, decide
+
+    verdict, reason = decide(findings, run=0, expected=0, only=request.only, crashed=crashed)
+    return Certificate(verdict, request.level, reason, bare(request.level, verdict, reason), tuple(findings))

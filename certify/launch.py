@@ -28,7 +28,7 @@ def arguments(options: Sequence[str]) -> list[str]:
 
 
 def environment(inherited: Mapping[str, str], judged: Sequence[Path]) -> dict[str, str]:
-    """The environment without pytest's variables, and without import paths that are relative or lie inside what is judged."""
+    """The environment without pytest's variables, without import paths that are relative or lie inside what is judged, and offline."""
     kept = {name: value for name, value in inherited.items() if not name.startswith("PYTEST_")}
     refused = [path.resolve() for path in judged]
     paths = [Path(entry) for entry in inherited.get("PYTHONPATH", "").split(os.pathsep) if entry]
@@ -36,7 +36,7 @@ def environment(inherited: Mapping[str, str], judged: Sequence[Path]) -> dict[st
     if PACKAGE.parent.name not in ("site-packages", "dist-packages"):
         trusted.append(PACKAGE.parent)  # a checkout that is not installed
     kept["PYTHONPATH"] = os.pathsep.join(str(path) for path in trusted)
-    return kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def run(options: Sequence[str], judged: Sequence[Path]) -> int:

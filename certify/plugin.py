@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from certify.command import words
+from certify.errors import UsageError
+from certify.report.room import keep_apart
 from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES, Request
 
 PACKAGE = Path(__file__).resolve().parent
@@ -103,13 +105,14 @@ def _request(option: object) -> Request:
 
 
 def _report(directory: str | None, request: Request) -> Path | None:
-    """Where to write; never inside what is judged, or a checkpoint could ship its own green report."""
+    """Where to write, if anywhere."""
     if directory is None:
         return None
     report = Path(directory).expanduser().absolute()
-    for judged in (request.base, request.merged, *request.adapters):
-        if report.resolve().is_relative_to(judged.resolve()):
-            raise pytest.UsageError(f"--report {report} lies inside {judged}, which is being judged. Choose a directory outside.")
+    try:
+        keep_apart(report, (request.base, request.merged, *request.adapters))
+    except UsageError as error:
+        raise pytest.UsageError(f"certify: {error}") from error
     return report
 
 

@@ -13,10 +13,10 @@ from certify.checks.c8_fidelity import distribution
 from certify.command import words
 from certify.evidence import versions
 from certify.expect.identity import base_identity
+from certify.files import BASE, numbered
 from certify.finding import Finding, Outcome
-from certify.inputs.checkpoint import Checkpoint
-from certify.inputs.folder import regular_files
 from certify.screen import Screening
+from certify.seal import MERGED, Seal
 from certify.verdict import TITLES, Verdict, not_judged
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ WORST = 20
 
 def statement(
     examination: "Examination",
+    sealed: Seal,
     findings: Sequence[Finding],
     accepted: Sequence[Accepted],
     screening: Screening | None,
@@ -37,13 +38,12 @@ def statement(
     reason: str,
     run: int,
 ) -> dict[str, Any]:
-    """The whole statement. What no check has read of a file is read now, for its sha256."""
+    """The whole statement."""
     request, failed = examination.request, [finding for finding in findings if finding.outcome not in (Outcome.PASSED, Outcome.UNDECIDED)]
-    names = regular_files(request.merged)
     left_out = {entry[0]: entry for entry in not_judged(request.level)}
     return {
         "_type": STATEMENT,
-        "subject": [{"name": name, "digest": {"sha256": examination.digests.of(request.merged / name)}} for name in names],
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sealed.subjects.items()],
         "predicateType": PREDICATE,
         "predicate": {
             "verdict": verdict.value,
@@ -51,10 +51,9 @@ def statement(
             "reason": reason,
             "criterion": request.criterion,
             "output_dtype": request.output_dtype,
-            "base": _directory(examination.base)
-            | {"digest": examination.digests.folder(request.base), "identity": _identity(examination, findings)},
-            "adapters": _adapters(examination),
-            "merged": _directory(examination.merged),
+            "base": _directory(examination, BASE) | {"digest": sealed.folders[BASE], "identity": _identity(examination, findings)},
+            "adapters": _adapters(examination, sealed),
+            "merged": _directory(examination, MERGED),
             "checks": {code: {"title": title} | _counts(code, findings) for code, title in TITLES.items() if code not in left_out},
             "not_judged": [{"code": code, "title": title, "sentence": sentence} for code, title, sentence in left_out.values()],
             "self_check": self_check(findings),
@@ -75,10 +74,16 @@ def statement(
     }
 
 
-def _directory(checkpoint: Checkpoint) -> dict[str, Any]:
-    names = regular_files(checkpoint.directory)
-    size = sum((checkpoint.directory / name).stat().st_size for name in names)
-    return {"name": checkpoint.directory.resolve().name, "files": len(names), "bytes": size}
+def bare(level: str, verdict: Verdict, reason: str) -> dict[str, Any]:
+    """A statement about nothing."""
+    predicate = {"verdict": verdict.value, "level": level, "reason": reason}
+    return {"_type": STATEMENT, "subject": [], "predicateType": PREDICATE, "predicate": predicate}
+
+
+def _directory(examination: "Examination", label: str) -> dict[str, Any]:
+    names = examination.snapshot.names(label)
+    size = sum(examination.snapshot.size(label, name) for name in names)
+    return {"name": examination.folders[label].resolve().name, "files": len(names), "bytes": size}
 
 
 def _identity(examination: "Examination", findings: Sequence[Finding]) -> dict[str, Any]:
@@ -86,18 +91,20 @@ def _identity(examination: "Examination", findings: Sequence[Finding]) -> dict[s
     return base_identity(examination.base.directory, examination.adapters, examination.request.base_digest, proven)
 
 
-def _adapters(examination: "Examination") -> list[dict[str, Any]]:
+def _adapters(examination: "Examination", sealed: Seal) -> list[dict[str, Any]]:
     counts = (*examination.ledger.consumed, *(0 for _ in examination.adapters))
     return [
         {
             "name": adapter.directory.resolve().name,
-            "digest": examination.digests.folder(adapter.directory),
+            "digest": sealed.folders[label],
             "weight": weight,
             "claimed": not examination.request.adapters,
             "tensors": len(adapter.tensors),
             "consumed": consumed,
         }
-        for adapter, weight, consumed in zip(examination.adapters, examination.weights, counts, strict=False)
+        for label, adapter, weight, consumed in zip(
+            numbered(len(examination.adapters)), examination.adapters, examination.weights, counts, strict=False
+        )
     ]
 
 

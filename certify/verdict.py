@@ -50,6 +50,7 @@ class Certificate:
 
     reason     one sentence      statement  in-toto Statement v1, JSON data
     findings   failed first, then not interpreted, then passed; within each in the order in which they were made
+    closing    those of them that only the end of a judgement could make: C0, C8 of the whole adapter, what changed meanwhile
     """
 
     verdict: Verdict
@@ -57,6 +58,7 @@ class Certificate:
     reason: str
     statement: dict[str, Any]
     findings: tuple[Finding, ...] = field(repr=False)
+    closing: tuple[Finding, ...] = field(default=(), repr=False)
 
     @property
     def exit_code(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from certify.errors import DamagedError
 from certify.inputs.digests import Digests
-from certify.inputs.folder import regular_files
+from certify.inputs.folder import visible_files
 from certify.inputs.header import Header, read_header
 from certify.inputs.stored import Stored
 from certify.inputs.strict_json import read_object
@@ -55,7 +55,7 @@ class Checkpoint:
 
 def open_checkpoint(directory: Path, digests: Digests | None = None) -> Checkpoint:
     """Reads the index and every header; `digests` will see what is read of the tensors. Never raises for what the directory holds."""
-    present = regular_files(directory)
+    present = visible_files(directory)
     sharded = INDEX in present or (directory / INDEX).is_symlink() or SINGLE not in present
     problems: list[str] = []
     weight_map: dict[str, str] = {}

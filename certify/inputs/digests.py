@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ class Digests:
 
     def saw(self, path: Path, start: int, data: bytes) -> None:
         """Some bytes of a file, as they were read."""
-        if path in self._known:
-            return
+        if path not in self._known:
+            with suppress(OSError):  # the file is gone meanwhile; whoever asks for its digest will be told
+                self._follow(path, start, data)
+
+    def _follow(self, path: Path, start: int, data: bytes) -> None:
         running = self._running.setdefault(path, _Running(path.stat().st_size))
         if not running.position <= start <= running.position + GAP:
             data = data[running.position - start :] if start < running.position < start + len(data) else b""

@@ -1,4 +1,4 @@
-"""A directory as its digest sees it."""
+"""What lies in a directory: as its digest sees it, and as whoever opens files by name sees it."""
 
 import hashlib
 import os
@@ -16,6 +16,31 @@ def regular_files(directory: Path) -> list[str]:
         here = Path(root)
         found += [(here / name).relative_to(directory).as_posix() for name in names if not name.startswith(".") and (here / name).is_file()]
     return sorted(found)
+
+
+def every_file(directory: Path) -> list[str]:
+    """Every file that can be opened below a directory, relative and sorted: hidden ones too, and through linked folders, each once."""
+    found, waiting, seen = [], [directory], {*directory.resolve().parents}
+    for top in waiting:  # grows while it is walked: what lies here by itself comes before what is linked
+        for root, folders, names in os.walk(top):
+            here = Path(root)
+            if (real := here.resolve()) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            waiting += sorted(here / name for name in folders if (here / name).is_symlink())
+            found += [(here / name).relative_to(directory).as_posix() for name in names if (here / name).is_file()]
+    return sorted(found)
+
+
+def visible_files(directory: Path) -> list[str]:
+    """Those that no part of whose name hides."""
+    return [name for name in every_file(directory) if not hidden(name)]
+
+
+def hidden(name: str) -> bool:
+    """Whether a part of a relative name begins with a dot."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def sha256(path: Path) -> str:

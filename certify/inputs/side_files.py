@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from certify.inputs.checkpoint import INDEX, Checkpoint
-from certify.inputs.folder import regular_files
+from certify.inputs.folder import visible_files
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -20,7 +20,7 @@ LEFTOVERS = ("trainer_state.json", "all_results.json", "train_results.json", "ev
 def side_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Relative names, sorted: no weights, no index of weights, no documents."""
     weights = {*checkpoint.weight_files, *checkpoint.stray, INDEX}
-    return tuple(name for name in regular_files(checkpoint.directory) if name not in weights and not _without_meaning(name))
+    return tuple(name for name in visible_files(checkpoint.directory) if name not in weights and not _without_meaning(name))
 
 
 def is_tokenizer(name: str) -> bool:
@@ -39,7 +39,7 @@ def complete_tokenizers(adapters: Iterable[Path]) -> tuple[Path, ...]:
 
 def tokenizer_files(directory: Path) -> frozenset[str]:
     """The parts of the tokenizer in one directory."""
-    return frozenset(name for name in regular_files(directory) if is_tokenizer(name))
+    return frozenset(name for name in visible_files(directory) if is_tokenizer(name))
 
 
 def _without_meaning(name: str) -> bool:

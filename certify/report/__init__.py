@@ -33,5 +33,6 @@ def write(certificate: "Certificate", findings: Iterable[Finding], directory: Pa
 def _put(path: Path, text: str) -> None:
     """Write under another name, then rename: a reader never sees half a file."""
     partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)  # it may be a link to somewhere
     partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # a lone surrogate in a name is \udXXX, which JSON can say
     partial.replace(path)

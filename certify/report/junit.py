@@ -1,4 +1,5 @@
-"""junit.xml: one case per file, tensor and layer, one for the adapter's accounts, two for the gate itself; as pytest's own counts.
+"""junit.xml: one case per file, tensor and layer, one for the adapter's accounts, two for the gate itself, and one for each thing that only
+the end could tell (accept list, the whole adapter's retention, what changed meanwhile); as pytest's own counts.
 
 Facts of the run are properties of the suite; a case has properties only where it failed: GitLab reads 30 MB at most, and 92,000 cases
 with properties come near that.
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from certify.verdict import Certificate
 
 TENSORS, ACCOUNTS = "certify.tensors", "certify.adapter"
-CLASSES = {"C0": "certify.accept", "C1": "certify.files", "C7": "certify.files", "C6": "certify.self-check", "C9": "certify.layers",
-           "C10": "certify.logits"}  # fmt: skip
+CONCLUSION = "certify.conclusion"
+CLASSES = {"C1": "certify.files", "C7": "certify.files", "C6": "certify.self-check", "C9": "certify.layers", "C10": "certify.logits"}
 COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 MESSAGE = 300  # characters; the whole text stands in the element
 
@@ -27,7 +28,10 @@ def render(certificate: "Certificate", findings: Iterable[Finding]) -> str:
     """The document."""
     predicate = certificate.statement["predicate"]
     declared = [Finding(item["code"], item["subject"], Outcome.PASSED) for item in predicate["accepted"]]
-    cases = [_case(*key, found) for key, found in _cases([*findings, *declared]).items()]
+    closing = {id(finding) for finding in certificate.closing}
+    asked = [finding for finding in findings if id(finding) not in closing]
+    cases = [_case(*key, found) for key, found in _cases([*asked, *declared]).items()]
+    cases += [_case(CONCLUSION, f"{finding.code} {finding.subject}", [finding]) for finding in certificate.closing]
     if predicate["verdict"] == "ERROR":
         cases.append(ET.Element("testcase", classname="certify", name="the gate itself", time="0"))
         ET.SubElement(cases[-1], "error", message=printable(predicate["reason"])[:MESSAGE], type="ERROR")
@@ -47,8 +51,6 @@ def _cases(findings: Iterable[Finding]) -> Cases:
     tensors = {finding.subject for finding in findings if finding.code == "C2"}
     cases: Cases = {}
     for finding in findings:
-        if finding.code == "C0" and finding.outcome is Outcome.PASSED:
-            continue  # an entry of the accept list is no subject of the checkpoint; only one that fails is told
         if finding.code in CLASSES:
             key = CLASSES[finding.code], finding.subject
         elif finding.subject in tensors:

@@ -147,6 +147,7 @@ def test_launcher_environment_trusts_no_relative_and_no_judged_path(tmp_path: Pa
     made = launch.environment(inherited | {"HOME": "/root"}, [tmp_path / "merged"])
     assert made["PYTHONPATH"].split(":")[:2] == [str(tmp_path), "/opt/lib"]
     assert {name for name in made if name.startswith("PYTEST")} == {"PYTEST_DISABLE_PLUGIN_AUTOLOAD"}
+    assert made["HF_HUB_OFFLINE"] == "1"
 
 
 def test_launcher_turns_a_death_into_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
