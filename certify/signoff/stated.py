@@ -42,10 +42,11 @@ def stated(raw: bytes) -> Stated:
     for name, known in {"_type": STATEMENT, "predicateType": PREDICATE}.items():
         if statement.get(name) != known:
             raise RefusedError(f"the certificate's {name} is {statement.get(name)!r}, not {known!r}")
-    match predicate := statement.get("predicate"):
+    predicate: Any = statement.get("predicate")
+    match predicate:
         case {"verdict": str(verdict), "level": str(level), "reason": str(reason), "adapters": [*adapters]} if level in LEVELS:
             if all(isinstance(adapter, dict) for adapter in adapters):
-                return Stated(_subjects(statement.get("subject")), verdict, level, reason, dict(predicate))
+                return Stated(_subjects(statement.get("subject")), verdict, level, reason, predicate)
     raise RefusedError("the certificate's predicate lacks a verdict, a known level, a reason or adapters")
 
 
