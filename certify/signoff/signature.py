@@ -50,8 +50,11 @@ def sign(certificate: bytes, signer: Signer) -> bytes:
         if signer.signing_certificate is None:
             config.use_elliptic_key_signer(private_key=signer.private_key, password=signer.password)
         else:
-            given = {"signing_certificate": signer.signing_certificate, "certificate_chain": signer.chain}
-            config.use_certificate_signer(private_key=signer.private_key, **given)
+            config.use_certificate_signer(
+                private_key=signer.private_key,
+                signing_certificate=signer.signing_certificate,
+                certificate_chain=signer.chain or (signer.signing_certificate,),  # the library refuses none; once more does no harm
+            )
     except (OSError, ValueError, TypeError, AttributeError) as error:  # TypeError: an encrypted key; AttributeError: no elliptic curve
         raise UsageError(f"{signer.private_key} cannot sign: {error}") from error
     with tempfile.TemporaryDirectory(prefix="certify-") as room:

@@ -1,4 +1,4 @@
-"""A release that was certified and signed, and everything a tampering hand needs: other keys, X.509 certificates, signatures over anything."""
+"""A release that was certified and signed, and what a tampering hand needs: other keys, X.509 certificates, signatures over anything."""
 
 import json
 import shutil
@@ -104,20 +104,14 @@ class Authority:
     room: Path
 
     def issue(
-        self, name: str, by: str | None, *, start: datetime = NOW - DAY, stop: datetime = NOW + 365 * DAY, signs: bool = True
+        self, name: str, by: str | None, *, start: datetime = NOW - 9 * DAY, stop: datetime = NOW + 365 * DAY, signs: bool = True
     ) -> Path:
         """A certificate for NAME, whose key is made here; by None: a root."""
         key, ca = write_key(self.room / name), by is None or name.startswith("between")
         issuer = key if by is None else serialization.load_pem_private_key((self.room / by).read_bytes(), None)
         assert isinstance(issuer, ec.EllipticCurvePrivateKey)
-        usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
-        usage |= {
-            "crl_sign": ca,
-            "key_cert_sign": ca,
-            "digital_signature": signs and not ca,
-            "encipher_only": False,
-            "decipher_only": False,
-        }
+        usage = dict.fromkeys(("content_commitment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False)
+        usage |= {"crl_sign": ca, "key_cert_sign": ca, "digital_signature": signs and not ca, "key_encipherment": not signs}
         built = (
             x509.CertificateBuilder(subject_name=_name(name), issuer_name=_name(by or name), public_key=key.public_key())
             .serial_number(x509.random_serial_number())

@@ -120,12 +120,13 @@ def test_model_signings_command_verifies_ours_and_we_verify_its(release: Release
 
 def test_securesystemslib_and_openssl_verify_the_envelope(release: Release) -> None:
     stored = json.loads(release.signature.read_text())["dsseEnvelope"]
+    raw = base64.b64decode(stored["signatures"][0]["sig"])
     envelope = Envelope.from_dict(stored)
     pem = (release.room / "key.pub").read_text()
     scheme = {"keytype": "ecdsa", "scheme": "ecdsa-sha2-nistp256"}
     envelope.verify([SSlibKey("", scheme["keytype"], scheme["scheme"], {"public": pem})], 1)
     (release.room / "pae").write_bytes(envelope.pae())
-    (release.room / "der").write_bytes(base64.b64decode(stored["signatures"][0]["sig"]))
+    (release.room / "der").write_bytes(raw)
     command = ["openssl", "dgst", "-sha256", "-verify", "key.pub", "-signature", "der", "pae"]
     assert subprocess.run(command, cwd=release.room, check=True, capture_output=True, text=True).stdout.strip() == "Verified OK"
 
