@@ -316,6 +316,7 @@ CASES: list[tuple[Tampering, str]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning:model_signing")
 @pytest.mark.parametrize(("tamper", "told"), CASES, ids=[f"{number} {case[1][:40]}" for number, case in enumerate(CASES, start=1)])
 def test_refused(
     tamper: Tampering, told: str, release: Release, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
