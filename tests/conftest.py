@@ -5,16 +5,37 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
+from jsonschema import Draft202012Validator
 
+from certify.examination import Examination
+from certify.signoff.stated import SCHEMA
 from merge.proxies import make_adapter, make_checkpoint
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_certificate_fits_the_published_schema() -> Iterator[None]:
+    """Whatever a test has the gate judge in this process."""
+    validator, made = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))), Examination.certificate
+
+    def checked(self: Examination, *given: Any, **named: Any) -> Any:
+        certificate = made(self, *given, **named)
+        validator.validate(json.loads(certificate.to_json()))
+        return certificate
+
+    Examination.certificate = checked  # type: ignore[method-assign]
+    yield
+    Examination.certificate = made  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

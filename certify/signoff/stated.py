@@ -1,10 +1,10 @@
 """What a certificate file states, read by somebody who did not write it. Fields that are not needed here are let through.
 
-Verification years later must read certificates of other versions; what a certificate of this version holds, field by field, is
-`certify/schema/certificate-v1.json`.
+Verification years later must read certificates of other versions. What a certificate of this version holds, field by field, is SCHEMA.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from certify.errors import DamagedError, RefusedError
@@ -13,6 +13,7 @@ from certify.request import DIGEST, LEVELS
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://mergegate.dev/certificate/v1"
+SCHEMA = Path(__file__).parents[1] / "schema" / "certificate-v1.json"  # JSON Schema, draft 2020-12
 
 
 @dataclass(frozen=True, slots=True)
