@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import transformers
@@ -18,6 +18,9 @@ from jsonschema import Draft202012Validator
 from certify.examination import Examination
 from certify.signoff.stated import SCHEMA
 from merge.proxies import make_adapter, make_checkpoint
+
+if TYPE_CHECKING:
+    from tests.test_certify.release import Release
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -95,3 +98,17 @@ def deep(deep_room: Path) -> Pair:
 def deep_experts(deep_room: Path) -> Pair:
     """The same base; a ColossalAI-style adapter on every dense, shared and routed expert."""
     return _pair(deep_room, "deepseek-v3", layers=61, style="colossalai")
+
+
+@pytest.fixture(scope="session")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> "Release":
+    """A release that was certified and signed; not to be changed."""
+    from tests.test_certify.release import make_release
+
+    return make_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture
+def release(signed: "Release", tmp_path: Path) -> "Release":
+    """A copy of it, that a test may spoil."""
+    return signed.copy(tmp_path / "a release")

@@ -17,17 +17,7 @@ from securesystemslib.signer import SSlibKey
 
 from certify.signoff.commands import PASSWORD
 from tests.test_certify.front_checkpoint import make
-from tests.test_certify.release import Authority, Release, call, make_release, write_key
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return make_release(tmp_path_factory.mktemp("release"))
-
-
-@pytest.fixture
-def release(made: Release, tmp_path: Path) -> Release:
-    return made.copy(tmp_path / "release")
+from tests.test_certify.release import Authority, Release, call, write_key
 
 
 def test_round_trip(release: Release, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,8 +66,7 @@ def test_x509_chain(release: Release, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert subprocess.run(verified, capture_output=True, check=True, text=True).stdout.strip() == "Verification succeeded"
 
 
-def test_nothing_but_certified_is_signed(tmp_path: Path, made: Release, monkeypatch: pytest.MonkeyPatch) -> None:
-    release = made.copy(tmp_path / "release")
+def test_nothing_but_certified_is_signed(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     release.restate(lambda stated: stated["predicate"].update(verdict="INCOMPLETE"))
     release.signature.unlink()
     assert call(["sign", str(release.certificate), f"--private-key={release.room / 'key'}"], monkeypatch) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,23 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certify.inputs.folder import folder_digest
 from certify.inputs.strict_json import JSON_MAX
-from certify.signoff import signature
+from certify.signoff import directory, signature
 from certify.signoff.signature import Signer
-from tests.test_certify.release import DAY, NOW, Authority, Release, call, make_release
+from tests.test_certify.release import DAY, NOW, Authority, Release, call
 
 SHARD, CONFIG = "model-00001-of-00002.safetensors", "config.json"
 Words = Sequence[str]
 Tampering = Callable[[Release], Words | None]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return make_release(tmp_path_factory.mktemp("release"))
-
-
-@pytest.fixture
-def release(made: Release, tmp_path: Path) -> Release:
-    return made.copy(tmp_path / "release")
 
 
 def changed_byte(release: Release) -> None:
@@ -380,12 +371,23 @@ def test_usage_is_not_refusal(release: Release, monkeypatch: pytest.MonkeyPatch,
         assert told in capsys.readouterr().err
 
 
+def test_files_are_hashed_side_by_side(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, hashed = threading.Barrier(4), directory._sha256
+
+    def waiting(path: Path) -> str:
+        together.wait(timeout=10)  # until all four files are being hashed
+        return hashed(path)
+
+    monkeypatch.setattr(directory, "_sha256", waiting)
+    assert call(release.words, monkeypatch) == 0
+
+
 def test_what_cannot_be_read_is_the_tools_failure(
     release: Release, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> None:
         raise OSError(5, "Input/output error", str(release.merged / SHARD))
 
-    monkeypatch.setattr("certify.signoff.directory._sha256", broken)
+    monkeypatch.setattr(directory, "_sha256", broken)
     assert call(release.words, monkeypatch) == 3
     assert "Input/output error" in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""docs/entrypoint.sh, as a container starts it: a real shell, a real process, and a command that runs only behind a verified directory."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import certify
+from tests.test_certify.release import Release
+
+CHECKOUT = Path(certify.__file__).parents[1]
+DOCS = CHECKOUT / "docs"
+
+
+def start(release: Release, *command: str, **changed: str | None) -> subprocess.CompletedProcess[str]:
+    """The entrypoint in a shell that finds this checkout's lora-certify; changed: of the environment, None: not set."""
+    tool = release.room / "bin" / "lora-certify"
+    tool.parent.mkdir(exist_ok=True)
+    tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m certify "$@"\n')
+    tool.chmod(0o755)
+    asked = {"MERGED": str(release.merged), "CERTIFICATE": str(release.certificate), "PUBLIC_KEY": str(release.room / "key.pub")}
+    environment: dict[str, str | None] = {"PATH": f"{tool.parent}:/usr/bin:/bin", "PYTHONPATH": str(CHECKOUT), **asked, **changed}
+    given = {name: value for name, value in environment.items() if value is not None}
+    return subprocess.run([DOCS / "entrypoint.sh", *command], env=given, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_command_runs_behind_a_verified_directory(release: Release) -> None:
+    end = start(release, "sh", "-c", 'echo "serving $1"; exit 7', "sh", "a model")
+    assert end.returncode == 7
+    assert "Verified: " in end.stdout
+    assert end.stdout.endswith("serving a model\n")
+
+
+def test_the_command_does_not_run_before_a_spoiled_one(release: Release) -> None:
+    os.truncate(release.merged / "config.json", 3)
+    end = start(release, "echo", "serving")
+    assert end.returncode == 1
+    assert end.stdout == ""
+    assert end.stderr == "Refused: config.json is not what was certified (sha256).\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "told"),
+    [
+        ({"LEVEL": "logits"}, 1, "lower than logits"),
+        ({"EXPECT_DIGEST": "0" * 64}, 1, "another release"),
+        ({"PUBLIC_KEY": None}, 4, "either --public-key or --root"),
+        ({"MERGED": None}, 4, "set MERGED, CERTIFICATE"),
+        ({"CERTIFICATE": ""}, 4, "set MERGED, CERTIFICATE"),
+        ({"PATH": "/usr/bin:/bin"}, 127, "lora-certify"),
+    ],
+)
+def test_nothing_runs_where_the_question_is_incomplete(changed: dict[str, str | None], code: int, told: str, release: Release) -> None:
+    end = start(release, "echo", "serving", **changed)
+    assert end.returncode == code
+    assert told in end.stderr
+    assert "serving" not in end.stdout
+
+
+def test_without_a_command(release: Release) -> None:
+    assert start(release).returncode == 4
+
+
+def test_the_recipes_that_need_no_mergegate(release: Release) -> None:
+    """The shell blocks of CERTIFICATE.md, run as they stand (what installs something aside)."""
+    text = (CHECKOUT / "certify" / "CERTIFICATE.md").read_text(encoding="utf-8")
+    section = text.partition("## Without this project")[2].partition("\n## ")[0]
+    blocks = [block.replace("pip install model-signing pyopenssl\n", "") for block in re.findall(r"```\n(.+?)```", section, re.DOTALL)]
+    assert len(blocks) == 3
+    (release.room / "key.pub").rename(release.room / "KEY.pub")
+    (release.room / "MERGED").symlink_to(release.merged)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    end = subprocess.run(
+        ["sh", "-eux", "-c", "".join(blocks)], cwd=release.room, env=environment, capture_output=True, text=True, check=False
+    )
+    assert end.returncode == 0, end.stderr
+    assert end.stdout.split("\n") == ["Verification succeeded", "Verified OK", "it is this file", ""]
