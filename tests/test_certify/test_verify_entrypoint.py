@@ -60,6 +60,15 @@ def test_nothing_runs_where_the_question_is_incomplete(changed: dict[str, str | 
     assert "serving" not in end.stdout
 
 
+def test_an_image_without_torch_suffices(release: Release) -> None:
+    poison = release.room / "poison"
+    poison.mkdir()
+    for name in ("hypothesis", "jinja2", "numpy", "peft", "pytest", "safetensors", "torch", "transformers", "xxhash"):
+        (poison / f"{name}.py").write_text("raise ImportError")
+    end = start(release, "true", PYTHONPATH=f"{poison}:{CHECKOUT}")
+    assert end.returncode == 0, end.stderr
+
+
 def test_without_a_command(release: Release) -> None:
     assert start(release).returncode == 4
 
