@@ -391,3 +391,15 @@ def test_what_cannot_be_read_is_the_tools_failure(
     monkeypatch.setattr(directory, "_sha256", broken)
     assert call(release.words, monkeypatch) == 3
     assert "Input/output error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [("lora-certify ver", "verify"), ("lora-certify verify --exp", "--expect-digest"), ("lora-certify verify --level ", "layers")],
+)
+def test_a_shell_completes(line: str, offered: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("_LORA_CERTIFY_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+    call([], monkeypatch)
+    assert offered in capsys.readouterr().out.split()

@@ -19,12 +19,12 @@ def start(release: Release, *command: str, **changed: str | None) -> subprocess.
     """The entrypoint in a shell that finds this checkout's lora-certify; changed: of the environment, None: not set."""
     tool = release.room / "bin" / "lora-certify"
     tool.parent.mkdir(exist_ok=True)
-    tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m certify "$@"\n')
+    tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m certify "$@"\n')
     tool.chmod(0o755)
     asked = {"MERGED": str(release.merged), "CERTIFICATE": str(release.certificate), "PUBLIC_KEY": str(release.room / "key.pub")}
     environment: dict[str, str | None] = {"PATH": f"{tool.parent}:/usr/bin:/bin", "PYTHONPATH": str(CHECKOUT), **asked, **changed}
     given = {name: value for name, value in environment.items() if value is not None}
-    return subprocess.run([DOCS / "entrypoint.sh", *command], env=given, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([DOCS / "entrypoint.sh", *command], cwd=release.merged, env=given, capture_output=True, text=True, check=False)
 
 
 def test_the_command_runs_behind_a_verified_directory(release: Release) -> None:
@@ -58,6 +58,16 @@ def test_nothing_runs_where_the_question_is_incomplete(changed: dict[str, str | 
     assert end.returncode == code
     assert told in end.stderr
     assert "serving" not in end.stdout
+
+
+def test_nothing_in_the_directory_is_executed(release: Release) -> None:
+    """The process works inside it."""
+    for name in ("certify", "cryptography", "json", "model_signing", "OpenSSL", "sitecustomize", "typer", "usercustomize"):
+        (release.merged / f"{name}.py").write_text(f"import pathlib; pathlib.Path({str(release.room)!r}, 'EXECUTED').touch()")
+    end = start(release, "echo", "serving")
+    assert not (release.room / "EXECUTED").exists()
+    assert end.returncode == 1
+    assert "OpenSSL.py and 7 more are not certified" in end.stderr
 
 
 def test_an_image_without_torch_suffices(release: Release) -> None:
