@@ -118,7 +118,7 @@ def verify(
         typer.echo(f"  signed by  {printable(found.signer)}")
         for adapter in predicate["adapters"]:
             typer.echo(f"  adapter    {printable(str(adapter.get('name')))}{'   claimed' if adapter.get('claimed') is not False else ''}")
-        if accepted := predicate.get("accepted"):
+        if isinstance(accepted := predicate.get("accepted"), list) and accepted:
             typer.echo(f"  accepted   {figure(len(accepted))} differences that somebody declared; they stand in the certificate")
 
 

@@ -16,7 +16,7 @@ THREADS = 16  # more than most machines' cores: storage over a network answers e
 
 def files(directory: Path) -> dict[str, int]:
     """Size in bytes of every file below a directory, by relative path. Raises RefusedError for a link, a pipe, a device; OSError."""
-    return dict(sorted(_walk(directory, "")))
+    return dict(sorted(_walk(directory)))
 
 
 def digests(directory: Path, sizes: Mapping[str, int]) -> dict[str, str]:
@@ -32,19 +32,20 @@ def folder_digest(stated: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, int]]:
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            name = prefix + entry.name
-            kind = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(kind.st_mode):
-                yield from _walk(directory / entry.name, f"{name}/")
-            elif stat.S_ISREG(kind.st_mode):
-                yield name, kind.st_size
-            elif stat.S_ISLNK(kind.st_mode):
-                raise RefusedError(f"{name} is a symbolic link: what it points to can change after this")
-            else:
-                raise RefusedError(f"{name} is neither a file nor a directory")
+def _walk(directory: Path) -> Iterator[tuple[str, int]]:
+    folders = [""]
+    for folder in folders:  # grows while it is walked
+        with os.scandir(directory / folder) as entries:
+            for entry in entries:
+                name, found = folder + entry.name, entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode):
+                    folders.append(f"{name}/")
+                elif stat.S_ISREG(found.st_mode):
+                    yield name, found.st_size
+                elif stat.S_ISLNK(found.st_mode):
+                    raise RefusedError(f"{name} is a symbolic link: what it points to can change after this")
+                else:
+                    raise RefusedError(f"{name} is neither a file nor a directory")
 
 
 def _sha256(path: Path) -> str:

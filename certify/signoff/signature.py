@@ -41,6 +41,11 @@ class Trust:
     roots: tuple[Path, ...] = ()
     signer: str | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where it lies on disk."""
+        return self.roots if self.public_key is None else (self.public_key,)
+
 
 def sign(certificate: bytes, signer: Signer) -> bytes:
     """A sigstore bundle over these bytes. Raises UsageError for a key or a certificate that cannot be used."""
@@ -75,19 +80,48 @@ def check(certificate: bytes, signature: bytes, trust: Trust) -> str:
             config.use_certificate_verifier(certificate_chain=[*_named(trust.roots)])
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"{trust.public_key or 'a root'} is no public key or certificate that can be used: {error}") from error
+    bundle = _bundle(signature)
     with tempfile.TemporaryDirectory(prefix="certify-") as room:  # the very bytes that are judged, whatever happens to the files meanwhile
-        copy, bundle = Path(room, SUBJECT), Path(room, "signature")
+        copy, envelope = Path(room, SUBJECT), Path(room, "signature")
         copy.write_bytes(certificate)
-        bundle.write_bytes(signature)
+        envelope.write_text(json.dumps(bundle))
         try:
-            config.verify(copy, bundle)
-        except Exception as error:  # ValueError, InvalidSignature, KeyError, X509StoreContextError, RecursionError …
+            config.verify(copy, envelope)
+        except Exception as error:  # ValueError, InvalidSignature, KeyError, X509StoreContextError …
             raise RefusedError(f"the signature does not hold: {_told(error)}") from error
-    made = json.loads(signature)
-    if _resources(made) != [{"name": ".", "algorithm": "sha256", "digest": hashlib.sha256(certificate).hexdigest()}]:
+    payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    if payload["predicate"]["resources"] != [{"name": ".", "algorithm": "sha256", "digest": hashlib.sha256(certificate).hexdigest()}]:
         raise RefusedError("the signature does not hold: it was made for something else than this one file")
-    material = made["verificationMaterial"]
+    material = bundle["verificationMaterial"]
     return f"key {material['publicKey']['hint']}" if trust.public_key else _holder(material, trust, library)
+
+
+def _bundle(raw: bytes) -> dict[str, Any]:
+    """What of a signature file reaches the library: what is looked at here, in one spelling, and nothing else. Raises RefusedError."""
+    try:
+        match json.loads(raw):
+            case {
+                "mediaType": str(kind),
+                "verificationMaterial": {"publicKey": {"hint": str(hint)}},
+                "dsseEnvelope": {"payload": str(payload), "payloadType": str(type_), "signatures": [{"sig": str(sig)}]},
+            }:
+                material: dict[str, Any] = {"publicKey": {"hint": hint}}
+            case {
+                "mediaType": str(kind),
+                "verificationMaterial": {"x509CertificateChain": {"certificates": [_, *_] as chain}},
+                "dsseEnvelope": {"payload": str(payload), "payloadType": str(type_), "signatures": [{"sig": str(sig)}]},
+            }:
+                material = {"x509CertificateChain": {"certificates": [{"rawBytes": _base64(one["rawBytes"])} for one in chain]}}
+            case _:
+                raise ValueError("it is no bundle with one signature by a key or an X.509 certificate")
+        envelope = {"payload": _base64(payload), "payloadType": type_, "signatures": [{"sig": _base64(sig), "keyid": ""}]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RefusedError(f"the signature cannot be read: {_told(error)}") from error
+    return {"mediaType": kind, "verificationMaterial": material | {"tlogEntries": []}, "dsseEnvelope": envelope}
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(base64.b64decode(text, validate=True)).decode()
 
 
 def _library() -> SimpleNamespace:
@@ -111,15 +145,9 @@ def _told(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _resources(bundle: dict[str, Any]) -> Any:
-    """What the signed payload lists; the envelope was verified before."""
-    payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True))
-    return payload["predicate"]["resources"]
-
-
 def _holder(material: dict[str, Any], trust: Trust, library: SimpleNamespace) -> str:
     """The name in the signing certificate, if its chain holds today and it is the name that was asked for."""
-    raw = [base64.b64decode(entry["rawBytes"], validate=True) for entry in material["x509CertificateChain"]["certificates"]]
+    raw = [base64.b64decode(entry["rawBytes"]) for entry in material["x509CertificateChain"]["certificates"]]
     signing, *between = [library.x509.load_der_x509_certificate(data) for data in raw]
     store, as_openssl = library.crypto.X509Store(), library.crypto.X509.from_cryptography
     for path in trust.roots:

@@ -51,7 +51,7 @@ def verify(merged: Path, certificate: Path, bundle: Path, trust: Trust, demand: 
     Raises RefusedError, whose text is one sentence; UsageError; OSError where a file cannot be read.
     """
     demand.refuse_unusable()
-    for path in (certificate, bundle):
+    for path in (certificate, bundle, *trust.files):
         if path.resolve().is_relative_to(merged.resolve()):
             raise RefusedError(f"{path} lies inside the merged directory: whoever fills that could ship it along")
     raw = content(certificate, JSON_MAX)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
 
-from certify import judge, statement
+from certify import examination, judge, statement
 from certify.finding import Outcome
 from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES
 from certify.signoff import stated
@@ -86,3 +87,11 @@ def test_what_it_refuses(tmp_path: Path) -> None:
             place = place[int(part)] if isinstance(place, list) else place[part]
         place[last] = value
         assert not validator.is_valid(spoiled), path
+
+
+def test_the_tests_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = examination.statement
+    monkeypatch.setattr(examination, "statement", lambda *given: made(*given) | {"signed": True})
+    question = make(tmp_path)
+    with pytest.raises(ValidationError, match="'signed' was unexpected"):
+        judge(question.base, question.adapter, question.merged, level="weights")

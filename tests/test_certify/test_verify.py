@@ -111,6 +111,24 @@ def hostile_signature(content: bytes) -> Tampering:
     return lambda release: release.signature.write_bytes(content) and None
 
 
+def _rewritten(release: Release, change: Callable[[dict[str, Any]], object]) -> None:
+    bundle = json.loads(release.signature.read_bytes())
+    change(bundle)
+    release.signature.write_text(json.dumps(bundle))
+
+
+def two_signatures(release: Release) -> None:
+    _rewritten(release, lambda bundle: bundle["dsseEnvelope"]["signatures"].append(bundle["dsseEnvelope"]["signatures"][0]))
+
+
+def no_base64(release: Release) -> None:
+    _rewritten(release, lambda bundle: bundle["dsseEnvelope"].update(payload=bundle["dsseEnvelope"]["payload"] + "\n"))
+
+
+def another_payload_type(release: Release) -> None:
+    _rewritten(release, lambda bundle: bundle["dsseEnvelope"].update(payloadType="text/plain"))
+
+
 def huge_signature(release: Release) -> None:
     os.truncate(release.signature, signature.SIGNATURE_MAX + 1)
 
@@ -130,6 +148,16 @@ def expired(release: Release) -> Words:
     words = _x509(release, start=NOW - 8 * DAY, stop=NOW - timedelta(minutes=1))
     trusting = model_signing.verifying.Config().use_certificate_verifier(certificate_chain=[release.room / "root.pem"])
     trusting.verify(release.certificate, release.signature)
+    return words
+
+
+def two_chains(release: Release) -> Words:
+    """An expired signer under the spelling that we read, a valid one under the library's other spelling: both must mean the same."""
+    words = expired(release)
+    valid = Authority(release.room).issue("boss", "root").read_text().replace("\n", "")
+    raw = valid.removeprefix("-----BEGIN CERTIFICATE-----").removesuffix("-----END CERTIFICATE-----")
+    chain = {"certificates": [{"raw_bytes": raw}]}
+    _rewritten(release, lambda bundle: bundle["verificationMaterial"].update(x509_certificate_chain=chain))
     return words
 
 
@@ -212,6 +240,11 @@ def signature_inside(release: Release) -> Words:
     return [*release.words, f"--signature={release.merged / 'signature'}"]
 
 
+def key_inside(release: Release) -> Words:
+    (release.room / "key.pub").rename(release.merged / "key.pub")
+    return [*release.words[:-1], f"--public-key={release.merged / 'key.pub'}"]
+
+
 def another_release_expected(release: Release) -> Words:
     return [*release.words, f"--expect-digest={'0' * 64}"]
 
@@ -240,7 +273,7 @@ def pipe_as_certificate(release: Release) -> None:
     os.mkfifo(release.certificate)
 
 
-UNSIGNED = "the signature does not hold"
+UNSIGNED, UNREADABLE = "the signature does not hold", "the signature cannot be read"
 CASES: list[tuple[Tampering, str]] = [
     (changed_byte, f"{SHARD} is not what was certified"),
     (truncated, f"{SHARD} is not what was certified"),
@@ -257,14 +290,18 @@ CASES: list[tuple[Tampering, str]] = [
     (signature_of_another_file, UNSIGNED),
     (signature_that_ignores_all, "it was made for something else than this one file"),
     (signature_of_the_directory, UNSIGNED),
-    (hostile_signature(b"{}"), UNSIGNED),
-    (hostile_signature(b"\xff"), UNSIGNED),
-    (hostile_signature(b"[" * 100_000), UNSIGNED),
-    (hostile_signature(b'{"verificationMaterial": {"publicKey": {}}, "dsseEnvelope": {}}'), UNSIGNED),
+    (hostile_signature(b"{}"), UNREADABLE),
+    (hostile_signature(b"\xff"), UNREADABLE),
+    (hostile_signature(b"[" * 100_000), UNREADABLE),
+    (hostile_signature(b'{"verificationMaterial": {"publicKey": {}}, "dsseEnvelope": {}}'), UNREADABLE),
+    (two_signatures, UNREADABLE),
+    (no_base64, UNREADABLE),
+    (another_payload_type, UNSIGNED),
     (huge_signature, "at most 1,048,576 are read"),
     (expired, "does not hold today: certificate has expired"),
     (not_yet_valid, "does not hold today: certificate is not yet valid"),
     (another_root, UNSIGNED),
+    (two_chains, "does not hold today: certificate has expired"),
     (another_signer, "is that of CN=desk = desk@example.org, not of boss@example.org"),
     (certificate_not_for_signing, "cannot be used for signing"),
     (key_where_x509_is_demanded, UNSIGNED),
@@ -285,6 +322,7 @@ CASES: list[tuple[Tampering, str]] = [
     (certificate_inside, "lies inside the merged directory"),
     (certificate_inside_by_a_link, "lies inside the merged directory"),
     (signature_inside, "lies inside the merged directory"),
+    (key_inside, "lies inside the merged directory"),
     (subject(SHARD), f"names the file '{SHARD}' twice"),
     (subject("../outside"), "'../outside' is no path inside a directory"),
     (subject("/etc/passwd"), "'/etc/passwd' is no path inside a directory"),
