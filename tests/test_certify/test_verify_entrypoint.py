@@ -83,17 +83,28 @@ def test_without_a_command(release: Release) -> None:
     assert start(release).returncode == 4
 
 
-def test_the_recipes_that_need_no_mergegate(release: Release) -> None:
-    """The shell blocks of CERTIFICATE.md, run as they stand (what installs something aside)."""
+def blocks(heading: str) -> list[str]:
+    """The shell blocks of one section of CERTIFICATE.md; what installs something is left out."""
     text = (CHECKOUT / "certify" / "CERTIFICATE.md").read_text(encoding="utf-8")
-    section = text.partition("## Without this project")[2].partition("\n## ")[0]
-    blocks = [block.replace("pip install model-signing pyopenssl\n", "") for block in re.findall(r"```\n(.+?)```", section, re.DOTALL)]
-    assert len(blocks) == 3
-    (release.room / "key.pub").rename(release.room / "KEY.pub")
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return [re.sub("pip install .*\n", "", block) for block in re.findall(r"```\n(.+?)```", section, re.DOTALL)]
+
+
+def test_the_recipes_of_the_documentation(release: Release) -> None:
+    """Run as they stand, with lora-certify and without."""
+    pair, x509, authority = blocks("Signing and verifying")
+    alone = blocks("Without this project")
+    assert len(alone) == 3
+    (release.room / "DIR").mkdir()
+    release.certificate.rename(release.room / "DIR" / "certificate.json")
     (release.room / "MERGED").symlink_to(release.merged)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    end = subprocess.run(
-        ["sh", "-eux", "-c", "".join(blocks)], cwd=release.room, env=environment, capture_output=True, text=True, check=False
-    )
+    start(release, "true")  # makes bin/lora-certify
+    path = f"{release.room / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = "".join([pair, "cp DIR/certificate.json* .\n", *alone, authority, x509])
+    given = os.environ | {"PATH": path, "PYTHONPATH": str(CHECKOUT)}
+    end = subprocess.run(["sh", "-eu", "-c", script], cwd=release.room, env=given, capture_output=True, text=True, check=False)
     assert end.returncode == 0, end.stderr
-    assert end.stdout.split("\n") == ["Verification succeeded", "Verified OK", "it is this file", ""]
+    told = [line for line in end.stdout.splitlines() if not line.startswith(" ")]
+    assert [line.split()[0] for line in told if ":" in line] == ["Signed:", "Verified:", "Signed:", "Verified:"]
+    assert [line for line in told if ":" not in line] == ["Verification succeeded", "Verified OK", "it is this file"]
+    assert "signed by  CN=Release desk,O=Example = release@example.org, until" in end.stdout
