@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator, ValidationError
+from jsonschema import Draft202012Validator
 
 from certify import examination, judge, statement
 from certify.finding import Outcome
@@ -89,9 +89,10 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         assert not validator.is_valid(spoiled), path
 
 
-def test_the_tests_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tests_would_notice(misfits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = examination.statement
     monkeypatch.setattr(examination, "statement", lambda *given: made(*given) | {"signed": True})
     question = make(tmp_path)
-    with pytest.raises(ValidationError, match="'signed' was unexpected"):
-        judge(question.base, question.adapter, question.merged, level="weights")
+    judge(question.base, question.adapter, question.merged, level="weights")
+    assert misfits == ["$: Additional properties are not allowed ('signed' was unexpected)"]
+    misfits.clear()
