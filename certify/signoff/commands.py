@@ -4,7 +4,7 @@ import json
 import os
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -12,6 +12,9 @@ from certify.errors import CertifyError, RefusedError, UsageError
 from certify.report.text import figure, human, printable
 from certify.request import LEVELS
 from certify.signoff.signature import Signer, Trust
+
+if TYPE_CHECKING:
+    from certify.signoff.stated import Stated
 
 REFUSED, ERROR = 1, 3
 PASSWORD = "LORA_CERTIFY_KEY_PASSWORD"
@@ -47,6 +50,7 @@ def sign(
     with _Answered():
         from certify.inputs.strict_json import JSON_MAX
         from certify.signoff import signature
+        from certify.signoff.directory import folder_digest
         from certify.signoff.regular import content
         from certify.signoff.stated import stated
         from certify.signoff.verify import CERTIFIED
@@ -64,7 +68,8 @@ def sign(
         partial = target.with_name(f"{target.name}.partial")
         partial.write_bytes(signature.sign(raw, signer))
         partial.replace(target)
-        typer.echo(f"Signed: {told.verdict}({told.level}), {figure(len(told.subjects))} files. The signature is {target}.")
+        typer.echo(f"Signed: {told.verdict}({told.level}). The signature is {target}.")
+        _show(told, {"files": figure(len(told.subjects)), "digest": folder_digest(told.subjects)})
 
 
 def verify(
@@ -111,15 +116,10 @@ def verify(
         found = verified(
             merged, certificate, bundle, Trust(public_key, tuple(root or ()), signer), Demand(level, expect_digest, allow_claimed)
         )
-        told, predicate = found.certificate, found.certificate.predicate
+        told = found.certificate
         typer.echo(f"Verified: {merged.resolve()} is {told.verdict}({told.level})")
-        typer.echo(f"  files      all {figure(len(told.subjects))} as certified, {human(found.size)}")
-        typer.echo(f"  digest     {found.digest}")
-        typer.echo(f"  signed by  {printable(found.signer)}")
-        for adapter in predicate["adapters"]:
-            typer.echo(f"  adapter    {printable(str(adapter.get('name')))}{'   claimed' if adapter.get('claimed') is not False else ''}")
-        if isinstance(accepted := predicate.get("accepted"), list) and accepted:
-            typer.echo(f"  accepted   {figure(len(accepted))} differences that somebody declared; they stand in the certificate")
+        files = f"all {figure(len(told.subjects))} as certified, {human(found.size)}"
+        _show(told, {"files": files, "digest": found.digest, "signed by": found.signer})
 
 
 def compare(
@@ -149,6 +149,19 @@ def register(app: typer.Typer) -> None:
     """Add the three commands."""
     for command, done in ((sign, "signed"), (verify, "verified"), (compare, "compared")):
         app.command(help=_flowing(command.__doc__ or ""), epilog=EXITS.format(done=done))(command)
+
+
+def _show(told: "Stated", lines: dict[str, str]) -> None:
+    """What a person should know of a certificate that is signed, or relied upon."""
+    match told.predicate.get("base"):
+        case {"name": str(name), "identity": {"status": str(status)}}:
+            lines |= {"base": f"{name}   {status}"}
+    names = [f"{adapter.get('name')}{'   claimed' if adapter in told.claimed else ''}" for adapter in told.predicate["adapters"]]
+    lines |= {"adapter": ", ".join(names)}
+    if isinstance(accepted := told.predicate.get("accepted"), list) and accepted:
+        lines |= {"accepted": f"{figure(len(accepted))} differences that somebody declared; they stand in the certificate"}
+    for name, text in lines.items():
+        typer.echo(f"  {name:<10} {printable(text)}")
 
 
 def _flowing(text: str) -> str:

@@ -27,9 +27,9 @@ class Stated:
     predicate: dict[str, Any]
 
     @property
-    def claimed(self) -> list[str]:
+    def claimed(self) -> list[dict[str, Any]]:
         """The adapters that nobody named but the merged directory itself."""
-        return [str(adapter.get("name")) for adapter in self.predicate["adapters"] if adapter.get("claimed") is not False]
+        return [adapter for adapter in self.predicate["adapters"] if adapter.get("claimed") is not False]
 
 
 def stated(raw: bytes) -> Stated:

@@ -79,7 +79,8 @@ def _satisfies(told: Stated, demand: Demand) -> None:
     if not told.predicate["adapters"]:
         raise RefusedError("the certificate names no adapter")
     if told.claimed and not demand.allow_claimed:
-        raise RefusedError(f"the adapter {told.claimed[0]} is claimed: only the merged directory named it (--allow-claimed lets it pass)")
+        name = told.claimed[0].get("name")
+        raise RefusedError(f"the adapter {name} is claimed: only the merged directory named it (--allow-claimed lets it pass)")
     if demand.digest is not None and (found := directory.folder_digest(told.subjects)) != demand.digest:
         raise RefusedError(f"the folder digest is {found}, not {demand.digest}: this is another release")
 

@@ -25,9 +25,13 @@ def test_round_trip(release: Release, monkeypatch: pytest.MonkeyPatch, capsys: p
     before = release.certificate.read_bytes()
     assert call(["sign", str(release.certificate), f"--private-key={release.room / 'key'}"], monkeypatch) == 0
     assert release.certificate.read_bytes() == before
+    signed = capsys.readouterr().out
     assert call(release.words, monkeypatch) == 0
     told = capsys.readouterr().out
     assert "CERTIFIED(layers)" in told
+    digest = [line.split()[1] for line in told.splitlines() if line.startswith("  digest")]
+    assert digest == [line.split()[1] for line in signed.splitlines() if line.startswith("  digest")]
+    assert "  base       base   unknown\n" in told
     assert "all 4 as certified" in told
     assert sorted(path.name for path in release.room.iterdir() if path.suffix == ".partial") == []
 

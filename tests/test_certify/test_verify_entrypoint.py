@@ -108,3 +108,14 @@ def test_the_recipes_of_the_documentation(release: Release) -> None:
     assert [line.split()[0] for line in told if ":" in line] == ["Signed:", "Verified:", "Signed:", "Verified:"]
     assert [line for line in told if ":" not in line] == ["Verification succeeded", "Verified OK", "it is this file"]
     assert "signed by  CN=Release desk,O=Example = release@example.org, until" in end.stdout
+
+
+@pytest.mark.parametrize("name", ["SECURITY.md", "CONTRIBUTING.md", "certify/CERTIFICATE.md", "docs/deploy-gate.md", "docs/ci.md"])
+def test_what_the_documentation_names_is_there(name: str) -> None:
+    text = (CHECKOUT / name).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not ((CHECKOUT / name).parent / link).exists()] == []
+    tests = {path.name for path in (CHECKOUT / "tests").rglob("*.py")}
+    assert [test for test in re.findall(r"\btest_\w+\.py", text) if test not in tests] == []
+    files = re.findall(r"`((?:certify|merge|exam|tests|docs)/[\w./-]+)`", text)
+    assert [file for file in files if not (CHECKOUT / file).exists()] == []
