@@ -94,7 +94,7 @@ def test_the_recipes_of_the_documentation(release: Release) -> None:
     """Run as they stand, with lora-certify and without."""
     pair, x509, authority = blocks("Signing and verifying")
     alone = blocks("Without this project")
-    assert len(alone) == 3
+    assert len(alone) == 4
     (release.room / "DIR").mkdir()
     release.certificate.rename(release.room / "DIR" / "certificate.json")
     (release.room / "MERGED").symlink_to(release.merged)
@@ -105,8 +105,14 @@ def test_the_recipes_of_the_documentation(release: Release) -> None:
     end = subprocess.run(["sh", "-eu", "-c", script], cwd=release.room, env=given, capture_output=True, text=True, check=False)
     assert end.returncode == 0, end.stderr
     told = [line for line in end.stdout.splitlines() if not line.startswith(" ")]
+    digests = {line.split()[1] for line in end.stdout.splitlines() if line.startswith("  digest")}
+    assert [f"{digest}  -" for digest in digests] == [line for line in told if line.endswith("  -")]
     assert [line.split()[0] for line in told if ":" in line] == ["Signed:", "Verified:", "Signed:", "Verified:"]
-    assert [line for line in told if ":" not in line] == ["Verification succeeded", "Verified OK", "it is this file"]
+    assert [line for line in told if ":" not in line and not line.endswith("  -")] == [
+        "Verification succeeded",
+        "Verified OK",
+        "it is this file",
+    ]
     assert "signed by  CN=Release desk,O=Example = release@example.org, until" in end.stdout
 
 
