@@ -20,12 +20,13 @@ import typer
 from certify import launch
 from certify.errors import UsageError
 from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES
+from certify.signoff import commands as signoff
 
 ERROR, USAGE, INCOMPLETE = 3, 4, 10
 app = typer.Typer(
     name="lora-certify",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Judge a checkpoint that somebody merged a LoRA adapter into: complete, untouched where it must be, right where it changed.",
@@ -111,8 +112,8 @@ def _unbuilt(name: str) -> None:
         _usage(f"{name} is not built yet")
 
 
-for _name in ("render", "sign", "verify", "compare"):
-    _unbuilt(_name)
+_unbuilt("render")
+signoff.register(app)
 
 
 def _absolute(path: Path) -> Path:

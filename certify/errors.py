@@ -13,6 +13,12 @@ class UsageError(CertifyError):
     exit_code = 4
 
 
+class RefusedError(CertifyError):
+    """A certificate, a signature or a directory does not hold what a deployment demands; the sentence names what."""
+
+    exit_code = 1
+
+
 class DamagedError(CertifyError):
     """Bytes that should be there are not, or do not mean what the header says. Checks turn it into a FAILED finding."""
 

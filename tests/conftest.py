@@ -5,16 +5,48 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import transformers
+from jsonschema import Draft202012Validator
 
+from certify.examination import Examination
+from certify.signoff.stated import SCHEMA
 from merge.proxies import make_adapter, make_checkpoint
+
+if TYPE_CHECKING:
+    from tests.test_certify.release import Release
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def misfits() -> Iterator[list[str]]:
+    """What is wrong, by the published schema, with certificates that tests have had the gate make in this process."""
+    validator, made, found = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))), Examination.certificate, []
+
+    def checked(self: Examination, *given: Any, **named: Any) -> Any:
+        certificate = made(self, *given, **named)
+        found.extend(f"{error.json_path}: {error.message:.300}" for error in validator.iter_errors(json.loads(certificate.to_json())))
+        return certificate
+
+    Examination.certificate = checked  # type: ignore[method-assign]
+    yield found
+    Examination.certificate = made  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def every_certificate_fits_the_published_schema(misfits: list[str]) -> Iterator[None]:
+    """Asked of each test."""
+    yield
+    told, misfits[:] = list(misfits), []
+    assert not told
 
 
 @dataclass(frozen=True)
@@ -74,3 +106,17 @@ def deep(deep_room: Path) -> Pair:
 def deep_experts(deep_room: Path) -> Pair:
     """The same base; a ColossalAI-style adapter on every dense, shared and routed expert."""
     return _pair(deep_room, "deepseek-v3", layers=61, style="colossalai")
+
+
+@pytest.fixture(scope="session")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> "Release":
+    """A release that was certified and signed; not to be changed."""
+    from tests.test_certify.release import make_release
+
+    return make_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture
+def release(signed: "Release", tmp_path: Path) -> "Release":
+    """A copy of it, that a test may spoil."""
+    return signed.copy(tmp_path / "a release")
