@@ -7,9 +7,13 @@ its root obeys the triangle inequality, and
 
 the last two as `certify.layers.tolerance` derives them: from √KL(r‖a) and √KL(u‖r), and from √KL(x‖shaken). Rows of the embedding are
 shaken as a whole, which stands for the roundings of the residual stream: two a layer, fewer than the longest sum has terms. Where a right
-merge has no choice, m is r bit for bit, and there is no noise either. KL is computed as Σ p·(eᵈ − 1 − d), d = log q − log p, whose terms
-are never negative: the textbook sum loses everything below 2⁻⁵³ to cancellation, and float32 merges are at 1e-18. Decidable only if the base alone would fail. Otherwise it is
-`undecided`: end to end, one missing module among many disappears in the noise of the others, and C4, C5 and C9 decide.
+merge has no choice, m is r bit for bit, and there is no noise either.
+
+KL is computed as Σ p·(eᵈ − 1 − d), d = log q − log p, whose terms are never negative: the textbook sum cancels below 2⁻⁵³, and sound merges
+in float32 are at 1e-18. The error of d itself, about 2⁻⁵³ of a logit, is far below float32's noise in it.
+
+Decidable only if the base alone would fail. Otherwise it is `undecided`: end to end, one missing module among many disappears in the noise
+of the others, and C4, C5 and C9 decide.
 """
 
 import math
@@ -65,7 +69,8 @@ def _finding(u: Tensor, r: Tensor, b: Tensor, m: Tensor, a: Tensor, x: Tensor, s
     noise = _float32(x, shaken, read) if choices else 0.0
     most = floor + float(room) + noise
     figures: dict[str, Figure] = {
-        "kl_merged": _short(merged**2), "kl_base": _short(base**2), "kl_rounding": _short(floor**2), "kl_max": _short(most**2), "kl_float32": _short(noise**2),
+        "kl_merged": _short(merged**2), "kl_base": _short(base**2), "kl_rounding": _short(floor**2), "kl_max": _short(most**2),
+        "kl_float32": _short(noise**2),
         "top1_merged": _agreement(u, m), "top1_base": _agreement(u, b), "top1_rounding": _agreement(u, r), "tokens": len(u),
     }  # fmt: skip
     if not math.isfinite(base + floor + most):
@@ -100,7 +105,7 @@ def _kl(one: Tensor, other: Tensor) -> float:
     p, q = one.log_softmax(-1), other.log_softmax(-1)
     d = q - p
     value = float((p.exp() * (torch.expm1(d) - d)).sum(-1).mean())
-    return value if math.isfinite(value) else math.inf
+    return max(value, 0.0) if math.isfinite(value) else math.inf
 
 
 def _agreement(one: Tensor, other: Tensor) -> float:

@@ -166,8 +166,8 @@ class Tally:
     def doubt(self) -> str:
         """Why nobody can tell."""
         return (
-            f"the stored values are {self.unexplained**0.5:.3g} away from W + Δ rounded, where Δ is {self.due**0.5:.3g} (norms): float32 may "
-            f"miss as much, since the adapter's ranks cancel or Δ is below the last bits of W, but so may a wrong merge: merge in float64"
+            f"the stored values are {self.unexplained**0.5:.3g} away from W + Δ rounded, where Δ is {self.due**0.5:.3g} (norms): ranks "
+            f"cancel, or Δ is below the last bits of W, so that float32 may miss as much, and so may a wrong merge; merge in float64"
         )
 
     def sentence(self) -> str:

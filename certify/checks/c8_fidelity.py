@@ -43,7 +43,8 @@ def tensor_fidelity(merged: Finding, criterion: str) -> Finding | None:
 def whole_fidelity(findings: Sequence[Finding], touched: int, least: float) -> list[Finding]:
     """The retention of the whole adapter, each tensor weighted by ‖Δ‖².
 
-    No judgement where some of the touched tensors were not judged, or where C4 refuses one or cannot tell: what was never merged was not lost in storage.
+    No judgement where some of the touched tensors were not judged, or where C4 refuses one or cannot tell: what was never merged was not
+    lost in storage.
 
     touched: how many tensors the adapter adds to      least: the retention below which the merge is refused
     """
