@@ -10,6 +10,10 @@ bound rank one. Each operation may also flush a result below 2⁻¹²⁶ to zero
 The float64 of this file adds r·2⁻⁵³, which the spare roundings cover. Where every product is zero, since a row of B is, the additions are
 exact and e = 0: such an element must be W itself, rounded.
 
+e says what a float32 engine may do, not that the fine-tune is there. Where ranks cancel, Σ|b||a| is far above |Δ|, e swallows Δ, and the
+interval would hold the base as well. What is stored is right beyond doubt where it is W + Δ rounded, whatever e is; so C4 adds up what
+only e explains (`beyond_rounding`), and is undecided where that is not small against Δ.
+
 Rounding is monotone, so the stored value M of any right merge satisfies   round(v − e) ≤ M ≤ round(v + e).
 
 criterion   accepts
@@ -99,6 +103,19 @@ def bound(base: Tensor, deltas: Sequence[Delta], stored: torch.dtype, criterion:
     if criterion == "nearest":
         return Bound(exact, slack, (nearest,))
     return Bound(exact, slack, (nearest, *_peft(W, terms, base.dtype, stored)))
+
+
+def beyond_rounding(merged: Tensor, right: Bound, base: torch.dtype, stored: torch.dtype, criterion: str, adapters: int) -> Tensor:
+    """How far stored values (float64) are from v, less what the declared roundings alone may do: the part that only e explains.
+
+    One rounding moves a value by half a step; `faithful` by a whole one; PEFT rounds to the base's dtype after each adapter, and again.
+    """
+    most = half_ulp(right.exact, stored)
+    if criterion == "faithful":
+        most *= 2
+    elif criterion == "peft":
+        most += adapters * half_ulp(right.exact, base)
+    return (merged - right.exact).abs_().sub_(most).clamp_(min=0)
 
 
 def half_ulp(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -31,6 +31,7 @@ HIGHER = {
     "logits": (c10_logits, "the model is run from end to end"),
 }
 TITLES: Final = {check.CODE: check.TITLE for check in (*EVERY_LEVEL, *(check for check, _ in HIGHER.values()))}
+FINAL = (c4_merged.CODE, c8_fidelity.CODE)  # what they cannot tell, nobody else settles
 GROUPS_SHOWN = 4  # groups of tensor names in the reason
 
 
@@ -91,7 +92,8 @@ def decide(
         more = f" (and {len(subjects) - 1} more)" if len(subjects) > 1 else ""
         return Verdict.INCOMPLETE, f"{unknown[0].code} {unknown[0].subject}{more}: {unknown[0].sentence}."
     if blind := undecided(findings, {difference.subject for difference in accepted}):
-        return Verdict.INCOMPLETE, f"{blind[0].code} {blind[0].subject}: {blind[0].sentence}, and C4 did not pass."
+        settler = "" if blind[0].code in FINAL else ", and C4 did not pass"
+        return Verdict.INCOMPLETE, f"{blind[0].code} {blind[0].subject}: {blind[0].sentence}{settler}."
     if only is not None:
         return Verdict.INCOMPLETE, f"only subjects that match {only!r} were judged: {run:,} of {expected:,}."
     if run < expected:
@@ -110,10 +112,11 @@ def undecided(findings: Sequence[Finding], declared: Set[str] = frozenset()) -> 
     judged = [finding for finding in findings if finding.code == c4_merged.CODE]
     settled = {finding.subject for finding in judged if finding.outcome is Outcome.PASSED}
     unsure = [finding for finding in findings if finding.outcome is Outcome.UNDECIDED]
-    doubtful = [finding for finding in unsure if finding.subject not in settled | declared]
+    final = [finding for finding in unsure if finding.code in FINAL]
+    doubtful = [finding for finding in unsure if finding.subject not in settled | declared and finding not in final]
     if len(settled) == len(judged):
-        return [finding for finding in doubtful if finding.code == c5_modules.CODE]
-    return doubtful
+        doubtful = [finding for finding in doubtful if finding.code == c5_modules.CODE]
+    return final + doubtful
 
 
 def not_judged(level: str) -> list[tuple[str, str, str]]:

@@ -16,7 +16,8 @@ import certify
 from certify.errors import CertifyError
 from certify.finding import Finding, Outcome
 from certify.verdict import Verdict
-from tests.test_certify.layer_cases import FAMILIES, Case, behaviour, faults, make, told
+from tests.test_certify.layer_cases import FAMILIES, Case, behaviour, make
+from tests.test_certify.layer_faults import faults, told
 
 SIZES = (3e-1, 1e-1, 1e-2)  # ‖Δ‖/‖W‖
 LEAST = 0.9  # share of the faults that C9 must catch on its own

@@ -3,10 +3,17 @@
 KL(u‖v) is the mean over tokens of Σ p_u·(log p_u − log p_v), in nats. For small changes of the logits it is half a quadratic form, so that
 its root obeys the triangle inequality, and
 
-    √KL(u‖m)  ≤  √KL(u‖r)  +  what a right merge may differ from r,
+    √KL(u‖m)  ≤  √KL(u‖r)  +  what a right merge may differ from r  +  float32's noise in two forwards,
 
-the last as `certify.layers.tolerance` derives it, from √KL(r‖a) and √KL(u‖r). Decidable only if the base alone would fail. Otherwise it is
-`undecided`: end to end, one missing module among many disappears in the noise of the others, and C4, C5 and C9 decide.
+the last two as `certify.layers.tolerance` derives them: from √KL(r‖a) and √KL(u‖r), and from √KL(x‖shaken). Rows of the embedding are
+shaken as a whole, which stands for the roundings of the residual stream: two a layer, fewer than the longest sum has terms. Where a right
+merge has no choice, m is r bit for bit, and there is no noise either.
+
+KL is computed as Σ p·(eᵈ − 1 − d), d = log q − log p, whose terms are never negative: the textbook sum cancels below 2⁻⁵³, and sound merges
+in float32 are at 1e-18. The error of d itself, about 2⁻⁵³ of a logit, is far below float32's noise in it.
+
+Decidable only if the base alone would fail. Otherwise it is `undecided`: end to end, one missing module among many disappears in the noise
+of the others, and C4, C5 and C9 decide.
 """
 
 import math
@@ -23,19 +30,19 @@ from certify.inputs.adapter import Adapter
 from certify.inputs.checkpoint import Checkpoint
 from certify.layers.answers import Answer
 from certify.layers.forward import end_to_end
-from certify.layers.tolerance import admissible
+from certify.layers.tolerance import admissible, float32_noise, tail
 from certify.layers.weights import Kind, Weights
 
 CODE = "C10"
 TITLE = "the model predicts what base + unmerged adapter predict"
 SUBJECT = "logits"
-KINDS: tuple[Kind, ...] = ("rounded", "base", "merged", "admissible")
+KINDS: tuple[Kind, ...] = ("rounded", "base", "merged", "admissible", "exact", "shaken")
 
 
 def logits(
     base: Checkpoint, merged: Checkpoint, ledger: Ledger, adapters: Sequence[Adapter], weights: Sequence[float], criterion: str
 ) -> Finding:
-    """Five forwards of the whole model from disk. Memory: one matrix, and five sets of logits."""
+    """Seven forwards of the whole model from disk. Memory: one matrix, and seven sets of logits."""
     if gone := sorted(
         name for name, held in base.tensors.items() if name not in merged.tensors or merged.tensors[name].shape != held.shape
     ):
@@ -46,22 +53,24 @@ def logits(
         return Finding(CODE, SUBJECT, Outcome.NOT_INTERPRETED, sentence)
     try:
         answers, read = end_to_end(base, merged, ledger, adapters, weights, criterion, KINDS)
-        u, r, b, m, a = (_logits(answer) for answer in answers)
+        found = [_logits(answer) for answer in answers]
     except NotInterpretedError as error:
         return Finding(CODE, SUBJECT, Outcome.NOT_INTERPRETED, f"not run: {error}")
     except DamagedError as error:
         return Finding(CODE, SUBJECT, Outcome.FAILED, f"the model cannot be run: {error}", {"unreadable": True})
-    return _finding(u, r, b, m, a, read)
+    return _finding(*found, read=read)
 
 
-def _finding(u: Tensor, r: Tensor, b: Tensor, m: Tensor, a: Tensor, read: Weights) -> Finding:
-    """The judgement of five sets of logits, (tokens, vocabulary) float64."""
+def _finding(u: Tensor, r: Tensor, b: Tensor, m: Tensor, a: Tensor, x: Tensor, shaken: Tensor, *, read: Weights) -> Finding:
+    """The judgement of all sets of logits, (tokens, vocabulary) float64."""
     choices, ratio = read.choices({*read.ledger.parts})
     floor, base, merged, free = (math.sqrt(kl) for kl in (_kl(u, r), _kl(u, b), _kl(u, m), _kl(r, a)))
     room = admissible(a - r, _one(free), _one(floor), _one(choices), _one(ratio), each=False)
-    most = floor + float(room)
+    noise = _float32(x, shaken, read) if choices else 0.0
+    most = floor + float(room) + noise
     figures: dict[str, Figure] = {
         "kl_merged": _short(merged**2), "kl_base": _short(base**2), "kl_rounding": _short(floor**2), "kl_max": _short(most**2),
+        "kl_float32": _short(noise**2),
         "top1_merged": _agreement(u, m), "top1_base": _agreement(u, b), "top1_rounding": _agreement(u, r), "tokens": len(u),
     }  # fmt: skip
     if not math.isfinite(base + floor + most):
@@ -85,10 +94,17 @@ def _logits(answer: Answer) -> Tensor:
     return found.reshape(-1, found.shape[-1]).double()
 
 
+def _float32(x: Tensor, shaken: Tensor, read: Weights) -> float:
+    """√KL that the float32 of two forwards may make."""
+    longest = max(max(stored.shape, default=1) for stored in read.base.tensors.values())
+    return float(float32_noise(_one(math.sqrt(_kl(x, shaken))), longest, tail(shaken - x, each=False)))
+
+
 def _kl(one: Tensor, other: Tensor) -> float:
     """Mean KL(one‖other) in nats; what is not a number counts as infinitely far."""
     p, q = one.log_softmax(-1), other.log_softmax(-1)
-    value = float((p.exp() * (p - q)).sum(-1).mean())
+    d = q - p
+    value = float((p.exp() * (torch.expm1(d) - d)).sum(-1).mean())
     return max(value, 0.0) if math.isfinite(value) else math.inf
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from certify.bounds import Bound, Delta, bound, half_ulp
+from certify.bounds import Bound, Delta, beyond_rounding, bound, half_ulp
 from certify.diagnosis import diagnose
 from certify.errors import DamagedError
 from certify.expect.factors import factors
@@ -22,6 +22,7 @@ from certify.request import CRITERIA
 CODE = "C4"
 TITLE = "merged tensors are W + Δ, rounded as declared, and every adapter tensor is used"
 BLOCK = 1 << 19  # elements per block; its float64 twin has 4 MiB
+TOLD = 0.05 / 2  # of ‖Δ‖: halfway to the smallest lack of a delta that the gate claims to see, the ×0.95 that C6 plants
 RATIO_MAX = 1e30  # what NaN and infinity count as
 Listener = Callable[[int, Tensor, Tensor], None]  # first row, rows of the base, rows of the merged tensor
 
@@ -37,6 +38,8 @@ def merged_tensor(
 ) -> Finding:
     """One touched matrix against the interval of `certify.bounds`, block of rows by block of rows.
 
+    Undecided where every element is in its interval, but only float32's own noise explains a share of Δ that the gate claims to see.
+
     Where it fails, the looser criteria are tried (the finding's figure `passes_under` names the first that would accept the tensor), and
     the cause is looked for; `relatives`: the touched tensors of the same shape, whose deltas may have landed here.
 
@@ -50,6 +53,8 @@ def merged_tensor(
             if listener:
                 listener(row, ours, theirs)
         figures = tally.figures()
+        if not tally.beyond and tally.blind:
+            return Finding(CODE, subject, Outcome.UNDECIDED, tally.doubt(), figures)
         if not tally.beyond:
             return Finding(CODE, subject, Outcome.PASSED, figures=figures)
         others = [other for other in CRITERIA if other != criterion and (other != "faithful" or tally.kept_most())]
@@ -87,6 +92,7 @@ class Tally:
     fidelity   how much of Δ is in the stored weights
     worst      the element farthest from v of those beyond: index, stored value, allowed interval
     rows_beyond, columns_beyond   how many elements of each row and column are beyond
+    unexplained, due   squares: what only float32's noise explains of M − v, and Δ, in the rows that are not our own float32 merge
     """
 
     shape: tuple[int, ...]
@@ -94,6 +100,8 @@ class Tally:
     beyond: int = 0
     changed: int = 0
     ratio: float = 0.0
+    unexplained: float = 0.0
+    due: float = 0.0
     worst: dict[str, Figure] = field(default_factory=dict)
     _farthest: float = -1.0
 
@@ -113,7 +121,11 @@ class Tally:
         if not bool(same.all()):
             rows = (~same).nonzero().view(-1)
             chosen = [Delta(d.left[rows], d.right, d.scaling, d.dtype) for d in deltas]
-            self._examine(rows + row, merged[rows], bound(base[rows], chosen, merged.dtype, criterion))
+            right = bound(base[rows], chosen, merged.dtype, criterion)
+            self._examine(rows + row, merged[rows], right)
+            unexplained = beyond_rounding(merged[rows].double(), right, base.dtype, merged.dtype, criterion, len(deltas))
+            self.unexplained += float(unexplained.square_().sum())
+            self.due += float((right.exact - base[rows].double()).square_().sum())
 
     def _examine(self, rows: Tensor, merged: Tensor, right: Bound) -> None:
         """The rows (their numbers in the tensor) that need the interval itself."""
@@ -145,6 +157,18 @@ class Tally:
         """Whether most of Δ is there: where Δ is faint the base itself is a neighbour of W + Δ, and C8 would refuse it."""
         kept = self.fidelity.figures()["retention"]
         return isinstance(kept, float) and kept >= 0.5
+
+    @property
+    def blind(self) -> bool:
+        """Whether the stored values could as well be those of a merge that lost a part of Δ."""
+        return self.unexplained > TOLD**2 * self.due
+
+    def doubt(self) -> str:
+        """Why nobody can tell."""
+        return (
+            f"the stored values are {self.unexplained**0.5:.3g} away from W + Δ rounded, where Δ is {self.due**0.5:.3g} (norms): ranks "
+            f"cancel, or Δ is below the last bits of W, so that float32 may miss as much, and so may a wrong merge; merge in float64"
+        )
 
     def sentence(self) -> str:
         """What was found at the worst element, and what was allowed."""

@@ -18,7 +18,9 @@ which is one point, the slope of the once-rounded reference, but for the element
 the float32 forward: κ·u·‖x‖·‖w‖ for an output with weights w (Higham §3.1), u = 2⁻²⁴; κ is measured in this module, as the largest
 difference between PEFT's answer and the answer of W + Δ added up in float32, and at least 1; twice, since two answers are subtracted.
 
-Decidable only if the base alone would fail the same test; otherwise `undecided`: outputs cannot tell, and C4 decides.
+Decidable only if the base alone would fail the same test, and so would the smallest fault that this check claims to see, a delta one per
+cent off, where that is no right merge as well: its slope must lie outside by the noise of one more forward, which would measure it.
+Otherwise `undecided`: outputs cannot tell, and C4 decides.
 """
 
 import math
@@ -27,7 +29,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from certify.bounds import U32, Delta, bound
+from certify.bounds import U32, Bound, Delta, bound
 from certify.checks.c4_merged import rows_of
 from certify.errors import CertifyError
 from certify.expect.factors import factors
@@ -39,6 +41,7 @@ from certify.finding import Figure, Finding, Outcome
 CODE = "C5"
 TITLE = "adapted modules answer as base + unmerged adapter"
 PROBES = 8  # of each kind
+FAULTS = (0.99, 1.01)  # × Δ, the smallest that are claimed to be seen
 
 
 def module_answers(parts: Sequence[Part], criterion: str) -> "Answers":
@@ -67,7 +70,11 @@ def probes(deltas: Sequence[Delta], orientation: Orientation) -> Tensor:
 
 
 class Answers:
-    """The answers of one module, added up block by block. low, high, expected: bounds of ⟨m − b, d⟩ and its reference, per output."""
+    """The answers of one module, added up block by block.
+
+    low, high, expected  bounds of ⟨m − b, d⟩ and its reference, per output, float64
+    faults, outside      per entry of FAULTS: the same of the faulty merge, and how many of its elements no right merge has
+    """
 
     def __init__(self, deltas: Sequence[Delta], orientation: Orientation, criterion: str) -> None:
         self.deltas, self.orientation, self.criterion = deltas, orientation, criterion
@@ -77,6 +84,7 @@ class Answers:
         self.d = self._alone(out)
         self.b, self.m, self.u, self.exact = (torch.zeros(len(self.x), out) for _ in range(4))
         self.low, self.high, self.expected, self.square = (torch.zeros(out, dtype=torch.float64) for _ in range(4))
+        self.faults, self.outside = torch.zeros(len(FAULTS), out, dtype=torch.float64), torch.zeros(len(FAULTS), dtype=torch.int64)
 
     def _alone(self, out: int) -> Tensor:
         """d: PEFT's layer over a weight of zeros, expanded from one element."""
@@ -89,23 +97,28 @@ class Answers:
         chosen = [rows_of(delta, row, len(base)) for delta in self.deltas]
         x, into = (self.x[:, here], slice(None)) if self.flipped else (self.x, here)
         W, M = base.float(), merged.float()
-        exact = W + sum(delta.value() for delta in chosen)
+        added = torch.stack([delta.value() for delta in chosen]).sum(0)
+        exact = W + added
         for answer, weight in ((self.b, W), (self.m, M), (self.exact, exact)):
             answer[:, into] += x @ (weight if self.flipped else weight.T)
         self.u[:, into] += unmerged(x, W, chosen, self.orientation)
-        self._reach(x, into, base, exact.to(merged.dtype), bound(base, chosen, merged.dtype, self.criterion).intervals)
+        merges = [(W + factor * added).to(merged.dtype) for factor in FAULTS]
+        self._reach(x, into, base, exact.to(merged.dtype), merges, bound(base, chosen, merged.dtype, self.criterion))
 
-    def _reach(self, x: Tensor, into: slice, base: Tensor, once: Tensor, intervals: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """What right roundings of these rows can add to ⟨m − b, d⟩, output by output."""
+    def _reach(self, x: Tensor, into: slice, base: Tensor, once: Tensor, faulty: Sequence[Tensor], right: Bound) -> None:
+        """What right roundings of these rows, and faulty ones, can add to ⟨m − b, d⟩, output by output."""
         x64, d = x.double(), self.d[:, into].double()
         C, along = (x64.T @ d, 0) if self.flipped else (d.T @ x64, 1)
         W, finfo = base.double(), torch.finfo(once.dtype)
-        low = torch.stack([least for least, _ in intervals]).amin(0).clamp_(finfo.min, finfo.max).sub_(W).mul_(C)
-        high = torch.stack([most for _, most in intervals]).amax(0).clamp_(finfo.min, finfo.max).sub_(W).mul_(C)
+        low = torch.stack([least for least, _ in right.intervals]).amin(0).clamp_(finfo.min, finfo.max).sub_(W).mul_(C)
+        high = torch.stack([most for _, most in right.intervals]).amax(0).clamp_(finfo.min, finfo.max).sub_(W).mul_(C)
         self.low[into] += torch.minimum(low, high).sum(along)
         self.high[into] += torch.maximum(low, high).sum(along)
         self.expected[into] += (once.double() - W).mul_(C).sum(along)
         self.square[into] += W.square().sum(along)
+        for number, merge in enumerate(faulty):
+            self.faults[number, into] += (merge.double() - W).mul_(C).sum(along)
+            self.outside[number] += (~right.holds(merge.double())).sum()
 
     def finding(self, subject: str) -> Finding:
         """The judgement."""
@@ -123,7 +136,15 @@ class Answers:
         if bool(low.sum() <= 0 <= high.sum()):
             why = f"the base alone would pass: slopes {figures['slope_low']} … {figures['slope_high']} are right"
             return Finding(CODE, subject, Outcome.UNDECIDED, why, figures)
+        if hidden := [factor for number, factor in enumerate(FAULTS) if self._hides(number, low - room, high + room)]:
+            why = f"a delta × {hidden[0]} would pass: slopes {figures['slope_low']} … {figures['slope_high']} are right"
+            return Finding(CODE, subject, Outcome.UNDECIDED, why, figures)
         return Finding(CODE, subject, Outcome.PASSED, figures=figures)
+
+    def _hides(self, number: int, low: Tensor, high: Tensor) -> bool:
+        """Whether a merge that is wrong could be measured as a right one. low, high: the bounds, float32's noise in them twice."""
+        off = self.faults[number]
+        return bool(self.outside[number] > 0 and ((low <= off) & (off <= high)).all() and low.sum() <= off.sum() <= high.sum())
 
     def _noise(self, energy: Tensor) -> Tensor:
         """What float32 may put into ⟨m − b, d⟩, per output (Cauchy–Schwarz over the probes); checks the link from formula to PEFT."""

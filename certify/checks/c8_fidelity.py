@@ -20,7 +20,8 @@ BIN = 0.05  # width of a bar of the histogram; the outer bars hold everything be
 def tensor_fidelity(merged: Finding, criterion: str) -> Finding | None:
     """The figures of one tensor, out of what C4 folded while it read the rows; None where C4 could not read them.
 
-    Judged per tensor only under `faithful`, which promises every tensor its delta: one unmerged module could hide in the mean.
+    Judged per tensor only under `faithful`, which promises every tensor its delta: one unmerged module could hide in the mean. Where the
+    noise of the neighbours is so large that a tensor without its delta would pass, it is undecided: C4 accepts neighbours, and cannot tell.
     """
     if "delta_norm" not in merged.figures:
         return None
@@ -31,21 +32,24 @@ def tensor_fidelity(merged: Finding, criterion: str) -> Finding | None:
     if criterion != "faithful" or not isinstance(kept, float):
         return Finding(CODE, merged.subject, Outcome.PASSED, figures=figures)
     room = TOLERANCE + SIGMAS * (sigma if isinstance(sigma, float) else 0.0)
-    if abs(kept - 1) <= room:
-        return Finding(CODE, merged.subject, Outcome.PASSED, figures=figures)
-    sentence = f"retention {kept:.3g}; faithful rounding keeps 1 ± {room:.3g} of this tensor's delta (0.1 + 3σ)"
-    return Finding(CODE, merged.subject, Outcome.FAILED, sentence, figures)
+    rule = f"faithful rounding keeps 1 ± {room:.3g} of this tensor's delta (0.1 + 3σ)"
+    if abs(kept - 1) > room:
+        return Finding(CODE, merged.subject, Outcome.FAILED, f"retention {kept:.3g}; {rule}", figures)
+    if room >= 1:
+        return Finding(CODE, merged.subject, Outcome.UNDECIDED, f"{rule}, so that a tensor without its delta would pass", figures)
+    return Finding(CODE, merged.subject, Outcome.PASSED, figures=figures)
 
 
 def whole_fidelity(findings: Sequence[Finding], touched: int, least: float) -> list[Finding]:
     """The retention of the whole adapter, each tensor weighted by ‖Δ‖².
 
-    No judgement where some of the touched tensors were not judged, or where C4 refuses one: what was never merged was not lost in storage.
+    No judgement where some of the touched tensors were not judged, or where C4 refuses one or cannot tell: what was never merged was not
+    lost in storage.
 
     touched: how many tensors the adapter adds to      least: the retention below which the merge is refused
     """
     tensors = [finding for finding in findings if finding.code == CODE]
-    wrong = any(finding.code == "C4" and finding.outcome is Outcome.FAILED for finding in findings)
+    wrong = any(finding.code == "C4" and finding.outcome in (Outcome.FAILED, Outcome.UNDECIDED) for finding in findings)
     if not touched or len(tensors) < touched or wrong:
         return []
     kept = retention(tensors)

@@ -80,4 +80,6 @@ def _unpickle(path: Path) -> dict[str, AdapterTensor]:
         raise DamagedError(f"no memory-mappable weights-only pickle: {reason}") from error
     if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()):
         raise DamagedError("holds something else than a map of names to tensors")
+    if absent := sorted(name for name, tensor in loaded.items() if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized):
+        raise DamagedError(f"{absent[0]} is no plain tensor: sparse, quantised, or without numbers")
     return {name: AdapterTensor(NAMES.get(t.dtype, str(t.dtype)), tuple(t.shape), t.detach()) for name, t in loaded.items()}

@@ -69,5 +69,14 @@ class Layout(Places):
         steps = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
         if steps in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
             parts = [[key for key, of in zip(keys, patterns, strict=True) if of == pattern] for pattern in converter.source_patterns]
+            self._refuse_gaps(keys[0], [len(part) for part in parts])
             return Filling(tuple(keys), tuple(zip(*parts, strict=True)))
         return Filling(tuple(keys), converter=converter, patterns=tuple(str(pattern) for pattern in patterns))
+
+    def _refuse_gaps(self, key: str, found: list[int]) -> None:
+        """Experts are numbered by their order: where one is missing, the next would stand in its place."""
+        parameter = self.all[key].parameter
+        experts = len(self._parameters[parameter])
+        if any(count != experts for count in found):
+            told = " and ".join(str(count) for count in found)
+            raise NotInterpretedError(f"{parameter} is a stack of {experts} experts, of which the base holds {told} ({key} is the first)")

@@ -17,7 +17,9 @@ of one covariance over the tokens, which the answer X itself estimates: c = ‖X
 that moves its free elements towards one direction on purpose is C4's to judge, and C5's. With N = 0, m must equal r exactly.
 
 Link 1, x against u. A product computed in float32 is the exact product of weights perturbed by √n·2⁻²⁴ (n: length of the sums; rounding
-errors of mean zero: Higham and Mary 2019, Theorem 2.4). How the unit answers to perturbed weights is measured: by the version `shaken`.
+errors of mean zero: Higham and Mary 2019, Theorem 2.4). That holds of each product: of W + Δ with its input, and in PEFT's layer of A with
+the input and of B with A's answer, whose errors scale with Σ|b||a| and not with |Δ|, which is far smaller where ranks cancel. How the unit
+answers to perturbed weights, A and B is measured: by the version `shaken`.
 Two computations: ‖x − u‖² ≤ 2·n·2⁻⁴⁸·(‖shaken − x‖/SHAKE)²·(1 + 2c(√t + t)).
 """
 

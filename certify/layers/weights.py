@@ -3,7 +3,7 @@
 base        what the base holds                         unmerged    the base's, and PEFT's own layers where it was adapted
 exact       W + Δ in float32, unrounded                 rounded     W + Δ, rounded once to the dtype that the merged tensor has
 merged      what the merged checkpoint holds            admissible  rounded, moved by ± as far as a right merge may lie from it
-shaken      exact, every number perturbed by chance: how strongly the unit answers to errors of its weights
+shaken      exact, every number of W + Δ, of A and of B perturbed by chance: how strongly the unit answers to errors of its weights
 """
 
 import zlib
@@ -153,6 +153,8 @@ class Weights:
         for row, W in _blocks(base, first, last):
             here = slice(row - first, row - first + len(W))
             chosen = [rows_of(delta, row, len(W)) for delta in deltas]
+            if kind == "shaken":
+                chosen = [_shaken_factors(key, row, delta) for delta in chosen]
             added = chosen[0].value() if len(chosen) == 1 else torch.stack([delta.value() for delta in chosen]).sum(0)
             out[here] = W.float() + added
             if kind in ("rounded", "admissible"):
@@ -211,6 +213,12 @@ def _signs(key: str, row: int, shape: torch.Size) -> Tensor:
     """±1 by chance, the same in every run."""
     chance = torch.Generator().manual_seed(zlib.crc32(key.encode()) + row)
     return torch.randint(0, 2, shape, generator=chance, dtype=torch.float32).mul_(2).sub_(1)
+
+
+def _shaken_factors(key: str, row: int, delta: Delta) -> Delta:
+    """A and B perturbed by chance, number by number. row: where in the tensor these rows begin."""
+    left = delta.left * (1 + SHAKE * _signs(f"{key} left", row, delta.left.shape))
+    return Delta(left, delta.right * (1 + SHAKE * _signs(f"{key} right", 0, delta.right.shape)), delta.scaling, delta.dtype)
 
 
 def _shaken(key: str, value: Tensor) -> Tensor:

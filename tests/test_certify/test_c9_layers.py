@@ -1,29 +1,25 @@
 """C9: sound layers pass whoever rounds them, faults are seen by their layer, and what cannot be told is said to be so."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from certify.checks import c9_layers
 from certify.checks.c9_layers import LayerBehaviour
-from certify.expect.ledger import Ledger, build_ledger
+from certify.expect.ledger import build_ledger
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import open_adapter
 from certify.inputs.checkpoint import open_checkpoint
-from certify.layers import needs
-from certify.layers.forward import StoppedError
 from certify.layers.tolerance import too_many
-from certify.layers.weights import Weights
-from tests.test_certify.layer_cases import ALPHA, FAMILIES, RANK, Case, behaviour, examine, faults, make, told
+from tests.test_certify.layer_cases import ALPHA, FAMILIES, RANK, examine, make, sound
+from tests.test_certify.layer_faults import faults, told
 
 Merge = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (W, A, B, s) → merged
-LLAMA_LAYER, Q = "model.layers.1", "model.layers.1.self_attn.q_proj.weight"
+LLAMA_LAYER = "model.layers.1"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,12 +34,6 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("layers")
-
-
-def sound(family: str, rho: float, room: Path) -> Case:
-    case = make(family, rho, room)
-    case.write(case.sound())
-    return case
 
 
 def by_subject(findings: list[Finding]) -> dict[str, Finding]:
@@ -159,17 +149,6 @@ def test_an_untouched_unit_must_answer_exactly(room: Path) -> None:
     assert [finding.subject for finding in examine(case) if finding.outcome is Outcome.FAILED] == ["model.norm"]
 
 
-def test_missing_and_misshapen_tensors_fail_in_their_unit(room: Path) -> None:
-    case = make("llama", 1e-1, room)
-    tensors = case.sound()
-    del tensors[Q]
-    tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1].clone()
-    case.write(tensors)
-    found = by_subject(examine(case))
-    assert {subject for subject, finding in found.items() if finding.outcome is Outcome.FAILED} == {LLAMA_LAYER, "lm_head"}
-    assert Q in found[LLAMA_LAYER].sentence
-
-
 def test_other_dtypes_are_judged_as_they_are_stored(room: Path) -> None:
     """bf16 → fp32 and bf16 → fp16: untouched units are the base's values in another dtype."""
     case = make("qwen2", 1e-1, room)
@@ -178,44 +157,6 @@ def test_other_dtypes_are_judged_as_they_are_stored(room: Path) -> None:
             key: (W.float() + case.deltas[key]).to(dtype) if key in case.deltas else W.to(dtype) for key, W in case.held.items()
         })  # fmt: skip
         assert [finding.sentence for finding in examine(case) if finding.outcome is Outcome.FAILED] == []
-
-
-def test_an_unknown_architecture_is_said_to_be_unknown(room: Path, tmp_path: Path) -> None:
-    case = sound("llama", 1e-1, room)
-    config = tmp_path / "base" / "config.json"
-    config.parent.mkdir()
-    config.write_text('{"architectures": ["NobodyForCausalLM"]}')
-    adapter = open_adapter(case.adapter)
-    base = open_checkpoint(config.parent)
-    layers = LayerBehaviour(base, open_checkpoint(case.merged), build_ledger(base, [adapter], [1.0]), [adapter], [1.0], "nearest")
-    assert layers.units == (c9_layers.WHOLE,)
-    (finding,) = layers.examine(c9_layers.WHOLE)
-    assert finding.outcome is Outcome.NOT_INTERPRETED
-    assert "NobodyForCausalLM" in finding.sentence
-
-
-def test_a_forward_that_does_not_fit_is_refused_with_figures(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = behaviour(sound("llama", 1e-1, room))
-    monkeypatch.setattr(needs, "available", lambda: 1 << 20)
-    assert "1 MiB are free" in layers.announcement
-    (finding,) = layers.examine(LLAMA_LAYER)
-    assert finding.outcome is Outcome.NOT_INTERPRETED
-    assert int(finding.figures["needed_bytes"] or 0) > int(finding.figures["available_bytes"] or 0)
-
-
-def test_a_fault_of_the_gate_names_unit_and_tensor(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layers, stored = behaviour(sound("llama", 1e-1, room)), Weights._stored
-
-    def broken(weights: Weights, key: str, rows: slice | None) -> Tensor:
-        if key == Q:
-            weights.reading = key
-            raise RuntimeError("no such luck")
-        return stored(weights, key, rows)
-
-    monkeypatch.setattr(Weights, "_stored", broken)
-    assert layers.examine("model.layers.0")[0].outcome is Outcome.PASSED
-    with pytest.raises(StoppedError, match=rf"{LLAMA_LAYER}, at {Q}: RuntimeError: no such luck"):
-        layers.examine(LLAMA_LAYER)
 
 
 def test_a_correction_that_only_choices_show_is_seen_by_the_flips(room: Path) -> None:
@@ -234,37 +175,3 @@ def test_a_correction_that_only_choices_show_is_seen_by_the_flips(room: Path) ->
 def test_how_many_tokens_may_stand_on_a_near_tie(flips: int, reference: int, expected: bool) -> None:
     """20 heads in a row are rarer than one in a million."""
     assert too_many(flips, reference) is expected
-
-
-@pytest.mark.parametrize("damage", ["missing", "misshapen", "truncated"])
-def test_a_damaged_base_stops_the_forward_and_is_told(damage: str, room: Path, tmp_path: Path) -> None:
-    case = sound("llama", 1e-1, room)
-    broken = dataclasses.replace(case, base=tmp_path / "base", merged=tmp_path / "merged")
-    shutil.copytree(case.base, broken.base)
-    shutil.copytree(case.merged, broken.merged)
-    file, key = broken.base / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
-    if damage == "truncated":
-        file.write_bytes(file.read_bytes()[:-1000])
-    else:
-        save_file({name: W[:-1] if name == key else W for name, W in case.held.items() if name != key or damage == "misshapen"}, file)
-    base, adapter = open_checkpoint(broken.base), open_adapter(case.adapter)
-    layers = LayerBehaviour(base, open_checkpoint(broken.merged), build_ledger(base, [adapter], [1.0]), [adapter], [1.0], "nearest")
-    found = [finding for unit in layers.units for finding in layers.examine(unit)]
-    assert Outcome.NOT_INTERPRETED in {finding.outcome for finding in found}
-    assert "model.layers.0" in {finding.subject for finding in found if finding.outcome is not Outcome.FAILED}
-
-
-def test_a_truncated_merged_file_fails_where_it_is_read(room: Path, tmp_path: Path) -> None:
-    case = dataclasses.replace(sound("llama", 1e-1, room), merged=tmp_path / "merged")
-    case.write(case.sound())
-    file = case.merged / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-    failed = [finding for finding in examine(case) if finding.outcome is Outcome.FAILED]
-    assert failed
-    assert all("cannot be read" in finding.sentence or "missing" in finding.sentence for finding in failed)
-
-
-def test_without_an_adapter_nothing_is_expected(room: Path) -> None:
-    case = sound("llama", 1e-1, room)
-    layers = LayerBehaviour(open_checkpoint(case.base), open_checkpoint(case.merged), Ledger(), [], [], "nearest")
-    assert [finding.outcome for unit in layers.units for finding in layers.examine(unit)] == [Outcome.NOT_INTERPRETED]

@@ -1,0 +1,104 @@
+"""C4 where float32's own noise is as large as the delta: what is W + Δ passes, what could be anything is undecided, and never certified."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import certify
+from certify.bounds import Delta
+from certify.checks.c4_merged import Tally
+from certify.fidelity import Fidelity
+from certify.finding import Finding, Outcome
+from certify.verdict import Verdict, decide
+from tests.test_certify.front_checkpoint import TOUCHED, Question, make
+
+SHAPE, RANK = (48, 64), 4
+
+
+def judged(W: Tensor, merged: Tensor, delta: Delta, criterion: str = "nearest") -> str:
+    tally = Tally(SHAPE, Fidelity(None, flipped=False, noisy=False))
+    tally.judge(0, W, merged, [delta], criterion)
+    return "failed" if tally.beyond else "undecided" if tally.blind else "passed"
+
+
+def cancelling(factor: float, dtype: torch.dtype) -> tuple[Tensor, Delta]:
+    """W, and two pairs of ranks whose products are `factor` times as large as their sum."""
+    chance = torch.Generator().manual_seed(3)
+    A, B = torch.randn(RANK, SHAPE[1], generator=chance) * 0.05, torch.randn(SHAPE[0], RANK, generator=chance) * 0.05
+    for one, other in ((0, 1), (2, 3)):
+        A[other], B[:, other] = A[one] + A[other] / factor, -B[:, one] + B[:, other] / factor
+    grown = factor**0.5
+    W = (torch.randn(SHAPE, generator=chance) * 0.02).to(dtype)
+    return W, Delta(B * grown, A * grown, 2.0, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("factor", [1.0, 1e2, 1e4, 1e6, 1e8])
+def test_however_much_ranks_cancel_an_exact_merge_passes_and_nothing_else_does(factor: float, dtype: torch.dtype) -> None:
+    W, delta = cancelling(factor, dtype)
+    exact = delta.double().value()
+    assert judged(W, (W.double() + exact).to(dtype), delta) == "passed"
+    for share in (0.0, 0.5, 0.95):
+        assert judged(W, (W.double() + share * exact).to(dtype), delta) != "passed", share
+    assert judged(W, torch.full_like(W, 0.7), delta) != "passed"
+
+
+@pytest.mark.parametrize("criterion", ["nearest", "peft", "faithful"])
+def test_where_the_interval_holds_the_base_the_base_is_undecided(criterion: str) -> None:
+    W, delta = cancelling(1e8, torch.bfloat16)
+    assert judged(W, W, delta, criterion) == "undecided"
+    assert judged(W, (W.double() + delta.double().value()).bfloat16(), delta, criterion) == "passed"
+
+
+def test_a_delta_in_the_last_bits_of_float32_is_undecided_where_it_is_missing() -> None:
+    """‖Δ‖/‖W‖ = 3e-7 at rank 64: sixty-four additions to W may lose it all."""
+    chance = torch.Generator().manual_seed(5)
+    W = torch.randn(SHAPE, generator=chance).abs() + 1
+    B, A = torch.randn(SHAPE[0], 64, generator=chance), torch.randn(64, SHAPE[1], generator=chance)
+    delta = Delta(B, A, 3e-7 * float(W.norm() / (B @ A).norm()), torch.float32)
+    assert judged(W, W, delta) == "undecided"
+    assert judged(W, (W.double() + delta.double().value()).float(), delta) == "passed"
+
+
+def test_a_right_rounding_that_keeps_nothing_is_no_doubt() -> None:
+    """bf16 swallows a delta of 1e-5: the base is W + Δ, rounded; whether that will do is for C8 to say."""
+    chance = torch.Generator().manual_seed(6)
+    W = (torch.randn(SHAPE, generator=chance).abs() + 1).bfloat16()
+    B, A = torch.randn(SHAPE[0], RANK, generator=chance), torch.randn(RANK, SHAPE[1], generator=chance)
+    assert judged(W, W, Delta(B, A, 1e-6, torch.float32)) == "passed"
+
+
+def without_its_sum(room: Path) -> Question:
+    """A question whose adapter cancels in every bit, so that float32 leaves noise; the merge holds nonsense."""
+    asked = make(room)
+    file = asked.adapter / "adapter_model.safetensors"
+    factors = load_file(file)
+    for name, factor in factors.items():
+        factors[name] = 1e9 * torch.cat([factor[:2], factor[:2]]) if "lora_A" in name else torch.cat([factor[:, :2], -factor[:, :2]], dim=1)
+    save_file(factors, file)
+    shard = next(path for path in asked.merged.glob("*.safetensors") if TOUCHED in load_file(path))
+    save_file(load_file(shard) | {TOUCHED: torch.full((16, 16), 0.001).bfloat16()}, shard, metadata={"format": "pt"})
+    return asked
+
+
+def test_nonsense_inside_the_noise_is_incomplete_and_told(tmp_path: Path) -> None:
+    asked = without_its_sum(tmp_path)
+    certificate = certify.judge(asked.base, asked.adapter, asked.merged, level="weights")
+    assert (certificate.verdict, certificate.exit_code) == (Verdict.INCOMPLETE, 10), certificate.reason
+    told = {finding.code: finding for finding in certificate.findings if finding.subject == TOUCHED}
+    assert told["C4"].outcome is Outcome.UNDECIDED
+    assert told["C4"].sentence.endswith("merge in float64")
+    assert not [finding for finding in certificate.findings if finding.code == "C8" and finding.outcome is Outcome.FAILED]
+
+
+def test_nobody_else_settles_what_c4_or_c8_cannot_tell() -> None:
+    """Neither a C4 that passed elsewhere nor a declared difference of the same tensor."""
+    terms = {"run": 2, "expected": 2, "only": None, "crashed": None}
+    passed = Finding("C4", "a", Outcome.PASSED)
+    for code in ("C4", "C8"):
+        blind = Finding(code, "a", Outcome.UNDECIDED, "nobody can tell")
+        verdict, reason = decide([passed, blind] if code == "C8" else [blind], **terms)  # type: ignore[arg-type]
+        assert (verdict, reason) == (Verdict.INCOMPLETE, f"{code} a: nobody can tell.")
