@@ -16,6 +16,7 @@ from certify.expect.identity import base_identity
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.folder import regular_files
+from certify.overview import overview
 from certify.screen import Screening
 from certify.verdict import TITLES, Verdict, not_judged
 
@@ -69,6 +70,7 @@ def statement(
             "failures": [asdict(finding) for finding in failed[:FAILURES_MAX]],
             "failures_total": len(failed),
             "worst": _worst(findings),
+            "overview": overview(findings, accepted),
             "versions": {"python": platform.python_version()} | versions(),
             "command": shlex.join(["lora-certify", "run", *words(request)]),
         },
