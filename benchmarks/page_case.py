@@ -1,4 +1,4 @@
-"""A judgement of DeepSeek-V3's inventory, 91,991 tensors, without its 688 GB: real names, tiny files, made-up findings, the real certificate.
+"""A judgement of DeepSeek-V3's 91,991 tensors without its 688 GB: real names, tiny files, made-up findings, the real certificate.
 
 Files hold the real names with one element each. What the checks would have found is made up by `Story`; verdict, statement and report are
 the gate's own.
@@ -94,14 +94,14 @@ class Story:
 
 def certificate(story: Story, room: Path) -> Certificate:
     """The gate's certificate over that story; files in `room`."""
-    make(room / "DeepSeek-V3", [name for name in story.names], story)
+    make(room / "DeepSeek-V3", story.names, story)
     make(room / "DeepSeek-V3-merged", [name for name in [*story.names, *sorted(story.new)] if name not in story.gone], story)
     (room / "adapter").mkdir()
     pairs = [f"base_model.model.{name.removesuffix('.weight')}.lora_{side}.weight" for name in sorted(story.touched) for side in "AB"]
     sparse(room / "adapter" / "adapter_model.safetensors", pairs)
     (room / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "deepseek-ai/DeepSeek-V3", "peft_type": "LORA"}')
     examination = Examination(Request(room / "DeepSeek-V3", room / "DeepSeek-V3-merged", (room / "adapter",)))
-    examination.ledger = Ledger({name: () for name in story.touched}, complete=True, tensors=(len(pairs),), consumed=(len(pairs),))
+    examination.ledger = Ledger(dict.fromkeys(story.touched, ()), complete=True, tensors=(len(pairs),), consumed=(len(pairs),))
     examination.expected = len(story.found)
     findings = [finding for found in story.found.values() for finding in found]
     return examination.certificate(findings, run=len(story.found))

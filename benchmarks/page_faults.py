@@ -32,7 +32,7 @@ def merged_twice(story: Story, layer: int, chance: random.Random) -> str:
     return f"{module} of layer {layer} was merged twice"
 
 
-def other_scaling(story: Story, layer: int, chance: random.Random) -> str:
+def other_scaling(story: Story, layer: int, chance: random.Random) -> str:  # noqa: ARG001
     module = chance.choice(ATTENTION)
     for each in range(LAYERS):
         wrong(story, f"model.layers.{each}.self_attn.{module}.weight", "α/√r where α/r is due", 5.6, 160.0)

@@ -20,6 +20,7 @@ from certify.errors import UsageError
 from certify.finding import Finding, Outcome
 from certify.question import ACCOUNTS, FILES, LAYERS, LOGITS, SELF_CHECK
 from certify.report import summary
+from certify.report.running import Running
 from certify.report.text import identifier
 from certify.request import Request
 
@@ -44,6 +45,7 @@ class Gate:
         self.left: Counter[str] = Counter()  # subjects not yet seen, by group
         self.total: dict[str, int] = {}
         self.failed: Counter[str] = Counter()
+        self.running: Running | None = None  # junit.xml until the report is written
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
@@ -58,6 +60,8 @@ class Gate:
             raise pytest.UsageError(f"certify: {error}") from error
         self.left.update(identifier(question.group) for question in self.examination.questions())
         self.total = dict(self.left)
+        if self.report and not self.worker:
+            self.running = Running(self.report / reports.JUNIT, self.left.total())
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pycollect_makemodule(self, module_path: Path, parent: pytest.Collector) -> Suite | None:
@@ -146,6 +150,8 @@ class Gate:
         findings = [finding for group in self.findings.values() for found in group.values() for finding in found]
         run = sum(len(group) for group in self.findings.values())
         self.certificate = self.examination.certificate(findings, run=run, crashed=crashed)
+        if self.running is not None:
+            self.running.close()
         if self.report is not None:
             reports.write(self.certificate, self.certificate.findings, self.report)
         if self.certificate.exit_code == 0 and status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -161,6 +167,8 @@ class Gate:
         self.examination.digests.learn(evidence["digests"])
         found = [Finding.of(finding) for finding in evidence["findings"]]
         self.findings.setdefault(group, {}).setdefault(subject, []).extend(found)
+        if self.running is not None:
+            self.running.add(found)
         self._progress(identifier(group), found)
         self._keep(group)
 

@@ -7,9 +7,10 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 from certify.finding import Finding, Outcome
-from certify.overview.names import patterns, place
+from certify.overview.names import joined, patterns, place
 
 GROUPS, PATTERNS = 60, 6  # that are told; the others are counted
+JOINED = 100  # patterns that are looked at for parts in common
 PROBLEMS = {
     "missing": "missing from the merged checkpoint",
     "extra": "not a tensor of the base",
@@ -102,9 +103,10 @@ def _group(
     also = Counter(finding.code for name in members for finding in found[name][1:])
     also.update(finding.code for finding in {id(finding): finding for name in members for finding in follow[name]}.values())
     shown = patterns(members)
-    if where.layer is not None and len(members) == layers[where.stack, where.layer] > 1:
-        if all(place(name).layer == where.layer for name in members):
-            shown = [(f"{where.stack}.{where.layer}.*", len(members))]
+    shown = joined(shown[:JOINED]) + shown[JOINED:]
+    inside = all((place(name).stack, place(name).layer) == (where.stack, where.layer) for name in members)
+    if where.layer is not None and inside and len(members) == layers[where.stack, where.layer] > 1:
+        shown = [(f"{where.stack}.{where.layer}.*", len(members))]
     return {
         "code": first.code,
         "outcome": first.outcome.value,

@@ -48,6 +48,23 @@ def patterns(names: Iterable[str]) -> list[tuple[str, int]]:
     return sorted(found, key=lambda entry: (-entry[1], entry[0]))
 
 
+def joined(entries: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Patterns that differ in one part, in one: experts.7.{down_proj,gate_proj,up_proj}.weight."""
+    left, found = dict(entries), list[tuple[str, int]]()
+    while left:
+        alike: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+        for pattern in left:
+            told = pattern.split(".")
+            for at in range(len(told) if "…" not in pattern else 0):
+                alike.setdefault((at, (*told[:at], "", *told[at + 1 :])), []).append(pattern)
+        (at, parts), members = max(alike.items(), key=lambda entry: len(entry[1]), default=((0, ()), list(left)[:1]))
+        if len(members) == 1:
+            return sorted([*found, *left.items()], key=lambda entry: (-entry[1], entry[0]))
+        middle = "{" + ",".join(sorted(pattern.split(".")[at] for pattern in members)) + "}"
+        found.append((".".join([*parts[:at], middle, *parts[at + 1 :]]), sum(left.pop(pattern) for pattern in members)))
+    return sorted(found, key=lambda entry: (-entry[1], entry[0]))
+
+
 def _boxes(rows: Iterable[tuple[int, ...]]) -> Iterator[tuple[tuple[str, ...], int]]:
     """Numbers by position as few products of sets: first numbers that share the rest stand together."""
     rests: dict[int, set[tuple[int, ...]]] = {}
