@@ -1,7 +1,7 @@
 """The page about 91,991 tensors with planted faults: `python -m benchmarks.page [--seed N] [--faults 7] [--out DIR]`.
 
-Prints the sizes of the report's files and, where there is a Chromium, how long the page takes to open and what it holds. DIR gets the report,
-screenshots from which the faults can be named, and answers.txt, which whoever names them should not have read.
+Prints the sizes of the report's files and, where there is a Chromium, how long the page takes to open and what it holds. DIR gets the
+report, screenshots from which the faults can be named, and answers.txt, which whoever names them should not have read.
 """
 
 import argparse

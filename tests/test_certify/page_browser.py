@@ -38,7 +38,9 @@ class Page:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One command of the DevTools protocol, and its answer."""
         self._last += 1
-        asked: dict[str, Any] = {"id": self._last, "method": method, "params": params} | ({"sessionId": self.session} if self.session else {})
+        asked: dict[str, Any] = {"id": self._last, "method": method, "params": params} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         os.write(self.out, json.dumps(asked).encode() + b"\0")
         while True:
             message = self._next()
