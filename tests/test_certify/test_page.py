@@ -31,8 +31,7 @@ def statement() -> dict[str, Any]:
 
 def whole(names: list[str]) -> dict[str, Any]:
     made = certificate(Verdict.REJECTED, names).statement
-    stated = {"_type": read.STATEMENT, "predicateType": read.PREDICATE, **copy.deepcopy(made)}
-    return stated
+    return {"_type": read.STATEMENT, "predicateType": read.PREDICATE, **copy.deepcopy(made)}
 
 
 def render(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
