@@ -11,6 +11,7 @@ from certify.overview.names import joined, patterns, place
 
 GROUPS, PATTERNS = 60, 6  # that are told; the others are counted
 JOINED = 100  # patterns that are looked at for parts in common
+PARTICULAR = re.compile(r"\S+\.\d+\.\S+|\d+([.,]\d+)*")  # in a cause: names of tensors, and numbers
 PROBLEMS = {
     "missing": "missing from the merged checkpoint",
     "extra": "not a tensor of the base",
@@ -39,7 +40,7 @@ def faults(findings: Iterable[Finding]) -> dict[str, Any]:
     alike: dict[tuple[bool, int, str], list[str]] = {}
     for subject in follow:
         first = found[subject][0]
-        alike.setdefault((*_rank(first), re.sub(r"\d+([.,]\d+)*", "#", cause(first))), []).append(subject)
+        alike.setdefault((*_rank(first), PARTICULAR.sub("#", cause(first))), []).append(subject)
     groups = [(*key[:2], -len(members), members) for key, ones in alike.items() for members in gathered(ones)]
     groups.sort()
     return {"groups": [_group(found, members, follow, layers) for *_, members in groups[:GROUPS]], "total": len(groups)}
