@@ -98,21 +98,34 @@ def screen(
 @app.command()
 def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="C0, C1, …")]) -> None:
     """Say what a check demands, why, and what its failures usually mean."""
-    readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
-    for section in readme.split("\n### ")[1:]:
-        if section.split()[0] == code.upper():
-            typer.echo(section.partition("\n## ")[0].strip())
-            return
+    from certify.explain import sections
+
+    if code.upper() in sections():
+        typer.echo(sections()[code.upper()])
+        return
     _usage(f"there is no check {code!r}; C0 … C10 are explained")
 
 
-def _unbuilt(name: str) -> None:
-    @app.command(name, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, help="Not built yet.")
-    def command() -> None:
-        _usage(f"{name} is not built yet")
+@app.command()
+def render(
+    certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="certificate.json of a report.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default: index.html beside the certificate.")] = None,
+) -> None:
+    """Make the page again, from a certificate alone.
+
+    Whether the certificate is genuine is another question: `lora-certify verify` answers it.
+    """
+    from certify import report
+    from certify.report import page, read
+
+    target = _absolute(out) if out else _absolute(certificate).with_name(report.PAGE)
+    try:
+        report.put(target, page.render(read.read(_absolute(certificate))))
+    except (UsageError, OSError) as error:
+        _usage(str(error))
+    typer.echo(str(target))
 
 
-_unbuilt("render")
 signoff.register(app)
 
 

@@ -22,6 +22,7 @@ from certify.finding import Finding, Outcome
 from certify.question import ACCOUNTS, FILES, LAYERS, LOGITS, SELF_CHECK
 from certify.report import summary
 from certify.report.room import keep_apart, occupy
+from certify.report.running import Running
 from certify.report.text import identifier, paragraph
 from certify.request import Request
 
@@ -50,6 +51,7 @@ class Gate:
         self.total: dict[str, int] = {}
         self.failed: Counter[str] = Counter()
         self.lock: int | None = None  # of the report directory; the workers of one run are one run
+        self.running: Running | None = None  # junit.xml until the report is written
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
@@ -68,6 +70,8 @@ class Gate:
             raise pytest.UsageError(f"certify: {error}") from error
         self.left.update(identifier(question.group) for question in self.examination.questions())
         self.total = dict(self.left)
+        if self.report and not self.worker:
+            self.running = Running(self.report / reports.JUNIT, self.left.total())
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pycollect_makemodule(self, module_path: Path, parent: pytest.Collector) -> Suite | None:
@@ -170,6 +174,8 @@ class Gate:
         self.certificate = self.examination.certificate(findings, run=run, crashed=crashed)
         for finding in self.certificate.closing:
             self._tell(finding)
+        if self.running is not None:
+            self.running.close()
         if self.report is not None:
             reports.write(self.certificate, self.certificate.findings, self.report)
         if self.certificate.exit_code == 0 and status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -196,6 +202,8 @@ class Gate:
         self.examination.digests.learn(evidence["digests"])
         found = [Finding.of(finding) for finding in evidence["findings"]]
         self.findings.setdefault(group, {}).setdefault(subject, []).extend(found)
+        if self.running is not None:
+            self.running.add(found)
         self._progress(identifier(group), found)
         self._keep(group)
 

@@ -15,6 +15,7 @@ from certify.evidence import versions
 from certify.expect.identity import base_identity
 from certify.files import BASE, numbered
 from certify.finding import Finding, Outcome
+from certify.overview import overview
 from certify.screen import Screening
 from certify.seal import MERGED, Seal
 from certify.verdict import TITLES, Verdict, not_judged
@@ -68,6 +69,7 @@ def statement(
             "failures": [asdict(finding) for finding in failed[:FAILURES_MAX]],
             "failures_total": len(failed),
             "worst": _worst(findings),
+            "overview": overview(findings, accepted),
             "versions": {"python": platform.python_version()} | versions(),
             "command": shlex.join(["lora-certify", "run", *words(request)]),
         },

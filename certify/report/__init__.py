@@ -1,4 +1,4 @@
-"""What people sign: certificate.json for machines, junit.xml for continuous integration, index.html for the reviewer."""
+"""What people sign: certificate.json for machines, junit.xml and summary.md for continuous integration, index.html for the reviewer."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +9,8 @@ from certify.finding import Finding
 if TYPE_CHECKING:
     from certify.verdict import Certificate
 
-CERTIFICATE, JUNIT, PAGE = "certificate.json", "junit.xml", "index.html"
-NAMES = (CERTIFICATE, JUNIT, PAGE)
+CERTIFICATE, JUNIT, PAGE, SUMMARY = "certificate.json", "junit.xml", "index.html", "summary.md"
+NAMES = (CERTIFICATE, JUNIT, PAGE, SUMMARY)
 
 
 def clear(directory: Path) -> None:
@@ -21,16 +21,17 @@ def clear(directory: Path) -> None:
 
 
 def write(certificate: "Certificate", findings: Iterable[Finding], directory: Path) -> None:
-    """Write the three files; the certificate last, so that it never stands alone. Raises OSError."""
-    from certify.report import junit, page
+    """Write the four files; the certificate last, so that it never stands alone. Raises OSError."""
+    from certify.report import junit, markdown, page
 
     clear(directory)
-    _put(directory / PAGE, page.render(certificate.statement, certificate.exit_code))
-    _put(directory / JUNIT, junit.render(certificate, findings))
-    _put(directory / CERTIFICATE, certificate.to_json())
+    put(directory / PAGE, page.render(certificate.statement))
+    put(directory / SUMMARY, markdown.render(certificate.statement))
+    put(directory / JUNIT, junit.render(certificate, findings))
+    put(directory / CERTIFICATE, certificate.to_json())
 
 
-def _put(path: Path, text: str) -> None:
+def put(path: Path, text: str) -> None:
     """Write under another name, then rename: a reader never sees half a file."""
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)  # it may be a link to somewhere

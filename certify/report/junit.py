@@ -5,8 +5,9 @@ Facts of the run are properties of the suite; a case has properties only where i
 with properties come near that.
 """
 
+import hashlib
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from certify.finding import Finding, Outcome
@@ -19,7 +20,9 @@ TENSORS, ACCOUNTS = "certify.tensors", "certify.adapter"
 CONCLUSION = "certify.conclusion"
 CLASSES = {"C1": "certify.files", "C7": "certify.files", "C6": "certify.self-check", "C9": "certify.layers", "C10": "certify.logits"}
 COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
-MESSAGE = 300  # characters; the whole text stands in the element
+MESSAGE, BRIEF = 300, 80  # characters; the whole text stands in the element
+SPOKEN = 1000  # failures told in full; of others there is a short message: nobody reads them, and 92,000 of them must stay below 30 MB
+NAME = 500  # characters of a name; a longer one is cut, and told apart by its digest
 
 Cases = dict[tuple[str, str], list[Finding]]
 
@@ -35,6 +38,7 @@ def render(certificate: "Certificate", findings: Iterable[Finding]) -> str:
     if predicate["verdict"] == "ERROR":
         cases.append(ET.Element("testcase", classname="certify", name="the gate itself", time="0"))
         ET.SubElement(cases[-1], "error", message=printable(predicate["reason"])[:MESSAGE], type="ERROR")
+    _abridge(cases)
     counts = {name: str(sum(case.find(tag) is not None for case in cases)) for name, tag in COUNTED.items()}
     root = ET.Element("testsuites", name="certify")
     suite = ET.SubElement(root, "testsuite", {"name": "certify", "tests": str(len(cases)), "time": "0"} | counts)
@@ -61,9 +65,35 @@ def _cases(findings: Iterable[Finding]) -> Cases:
     return cases
 
 
+def elements(findings: Iterable[Finding]) -> Iterator[ET.Element]:
+    """The cases of some findings."""
+    return (_case(*key, found) for key, found in _cases(findings).items())
+
+
+def _name(subject: str) -> str:
+    """The subject, made harmless; different subjects have different names."""
+    name = identifier(subject)
+    if len(name) <= NAME:
+        return name
+    return f"{name[:NAME]} … {hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def _abridge(cases: Iterable[ET.Element]) -> None:
+    """Shorten what is told of all failures but the first SPOKEN."""
+    told = 0
+    for case in cases:
+        if (child := case.find("failure")) is None and (child := case.find("skipped")) is None:
+            continue
+        told += 1
+        if told > SPOKEN:
+            child.text, child.attrib["message"] = None, child.attrib["message"][:BRIEF]
+            for properties in case.findall("properties"):
+                case.remove(properties)
+
+
 def _case(classname: str, name: str, found: list[Finding]) -> ET.Element:
     """A case fails if a check failed, and is skipped if none did and something could not be interpreted."""
-    case = ET.Element("testcase", classname=classname, name=identifier(name), time="0")
+    case = ET.Element("testcase", classname=classname, name=_name(name), time="0")
     failed = [finding for finding in found if finding.outcome is Outcome.FAILED]
     unknown = [finding for finding in found if finding.outcome is Outcome.NOT_INTERPRETED]
     if told := failed or unknown:

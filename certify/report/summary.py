@@ -35,7 +35,7 @@ def show(certificate: "Certificate", report: Path | None, terminal: Terminal) ->
     for line, failed in checks(predicate["checks"]):
         terminal.write_line(f"  {line}", red=failed)
     terminal.write_line("")
-    for name, text in facts(predicate, certificate.exit_code, report):
+    for name, text in [*facts(predicate, report), ("exit code", str(certificate.exit_code))]:
         terminal.write_line(f"  {name:<11} {text}")
     terminal.write_line("")
 
@@ -59,7 +59,7 @@ def checks(table: dict[str, dict[str, Any]]) -> list[tuple[str, bool]]:
     return lines
 
 
-def facts(predicate: dict[str, Any], exit_code: int, report: Path | None) -> list[tuple[str, str]]:
+def facts(predicate: dict[str, Any], report: Path | None) -> list[tuple[str, str]]:
     """What was judged, how much of it, what was not, and where to read on."""
     coverage, tensors = predicate["coverage"], predicate["tensors"]
     told = ", ".join(f"{count:,} {kind}" for kind, count in tensors.items() if count)
@@ -80,7 +80,7 @@ def facts(predicate: dict[str, Any], exit_code: int, report: Path | None) -> lis
     lines.append(("self-check", armed(predicate["self_check"])))
     lines.append(("not judged", ", ".join(f"{item['code']} {item['title']}" for item in predicate["not_judged"]) or "nothing"))
     lines.append(("report", str(report / "index.html") if report else "none; --report=DIR writes the page to sign"))
-    return [*lines, ("exit code", str(exit_code))]
+    return lines
 
 
 def armed(check: dict[str, Any]) -> str:

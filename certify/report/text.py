@@ -2,6 +2,7 @@
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 LINES = 20  # of one failure; a reader weighs three figures, not three hundred
+NAME, LINE = 160, 600  # characters of a name and of a line that are shown
 
 
 def printable(text: str) -> str:
@@ -17,9 +18,18 @@ def identifier(name: str) -> str:
     return printable(name.replace("\\", "\\\\")) or "''"
 
 
+def shortened(text: str, most: int = NAME) -> str:
+    """One printable line; of a longer one the beginning, the end, and how much lies between."""
+    line = printable(text)
+    if len(line) <= most:
+        return line
+    start, end = most * 2 // 3, most // 3
+    return f"{line[:start]} … {len(line) - start - end:,} characters … {line[-end:]}"
+
+
 def paragraph(text: str, most: int = LINES) -> list[str]:
-    """The printable lines of a text, at most `most` of them, the last one saying how many are left out."""
-    lines = [printable(line) for line in text.splitlines()]
+    """The printable lines of a text, at most `most` of them, the last one saying how many are left out; long lines lose their middle."""
+    lines = [shortened(line, LINE) for line in text.splitlines()]
     if len(lines) > most:
         lines = [*lines[: most - 1], f"… and {len(lines) - most + 1} more lines"]
     return lines

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from certify import launch, report
+from certify.checks.c8_fidelity import distribution
 from certify.finding import Finding, Outcome
+from certify.overview import overview
 from certify.report import summary
 from certify.report.text import LINES, identifier, paragraph, printable
 from certify.verdict import Certificate, Verdict
@@ -42,7 +44,7 @@ def certificate(verdict: Verdict = Verdict.REJECTED, names: list[str] = HOSTILE)
         "reason": "so it is.",
         "criterion": "nearest",
         "output_dtype": "same",
-        "base": side,
+        "base": side | {"digest": "b" * 64, "identity": {"status": "unknown", "stated": [HOSTILE[0]], "revision": [""], "digest": None}},
         "merged": side,
         "adapters": [{"name": HOSTILE[1], "digest": "d" * 64, "weight": 1.0, "claimed": True, "tensors": 2, "consumed": 2}],
         "checks": {"C10": table, "C4": table},
@@ -53,6 +55,8 @@ def certificate(verdict: Verdict = Verdict.REJECTED, names: list[str] = HOSTILE)
         "screen": None,
         "coverage": {"expected": 10, "run": 10},
         "tensors": {"untouched": 1, "merged": 9, "missing": 0},
+        "fidelity": distribution(findings, 0.5),
+        "overview": overview(findings, []),
         "failures": failures[: len(names)],
         "failures_total": len(names),
         "worst": [{"subject": name, "ratio": 1.5, "retention": None} for name in names],
@@ -84,8 +88,9 @@ def test_page_is_closed_and_escapes(tmp_path: Path) -> None:
     source = (tmp_path / "index.html").read_text()
     page = Tags()
     page.feed(source)
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img", "link", "iframe", "a", "object", "base", "form"})
-    assert not [attrs for _, attrs in page.tags if {"src", "href", "onload", "onclick"} & attrs.keys()]
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img", "link", "iframe", "object", "base", "form"})
+    assert not [attrs for _, attrs in page.tags if {"src", "onload", "onclick", "style"} & attrs.keys()]
+    assert all((attrs.get("href") or "#").startswith("#") for _, attrs in page.tags)
     assert not re.search(r"url\(|@import", source)
     assert HOSTILE[0] in page.text
     assert HOSTILE[2] in page.text, "a name is not a template"
