@@ -145,7 +145,12 @@ def clean(out: Out) -> None:
 
 @app.command()
 def proxy(
-    family: Annotated[str, typer.Option(help="deepseek-v3, llama, qwen2 or gpt2.")],
+    family: Annotated[
+        str,
+        typer.Option(
+            help="deepseek-v3, llama, llama4, qwen2, qwen3.5-moe, gpt2; deepseek-v3-fp8, llama-fp8-channel … : a wrong name lists all."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     layers: Annotated[int | None, typer.Option(min=1, help="Decoder layers; deepseek-v3 knows 3 and 61.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
