@@ -82,6 +82,11 @@ class Merge:
         """How the base is quantised, by its configuration."""
         return encodings.quantised(architecture.read_config(self.base / side_files.CONFIG))
 
+    @property
+    def decoded(self) -> bool:
+        """True where the base is quantised and the output is not."""
+        return self.scheme is not None and self.options.output_dtype != "same"
+
     @cached_property
     def _made(self) -> tuple[planner.Plan, int | None]:
         """(the plan, rows of the base's input embeddings)."""
@@ -103,8 +108,7 @@ class Merge:
         """What will stand beside the shards."""
         shards = [catalog.file for catalog in self.catalogs]
         new_config = self.options.output_dtype != "same" or bool(self._made[0].edits)
-        decoded = self.scheme is not None and self.options.output_dtype != "same"
-        return side_files.survey(self.base, self.adapters, shards, new_config=new_config, decoded=decoded)
+        return side_files.survey(self.base, self.adapters, shards, new_config=new_config, decoded=self.decoded)
 
     @cached_property
     def adapter_stamps(self) -> tuple[dict[str, source.Stamp], ...]:
