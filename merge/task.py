@@ -90,6 +90,7 @@ class Merge:
     @cached_property
     def _made(self) -> tuple[planner.Plan, int | None]:
         """(the plan, rows of the base's input embeddings)."""
+        scheme = self.scheme  # a foreign one is refused by name, before anything else is made of the configuration
         keys = {name: tensor for shard in outline(self.catalogs, self.opened) for name, tensor in shard}
         wanted = {name for adapter in self.opened for contribution in adapter.contributions for name in contribution.names}
         path = self.base / side_files.CONFIG
@@ -100,7 +101,7 @@ class Merge:
         head, edits = next(iter(heads), None), layers.edits(self.opened, settings)
         table = architecture.name_table(path, keys, wanted, head=head, changes=edits)
         edits |= {"architectures": [head]} if head else {}
-        made = planner.plan(self.catalogs, self.opened, table, self.options, edits=edits, scheme=self.scheme)
+        made = planner.plan(self.catalogs, self.opened, table, self.options, edits=edits, scheme=scheme)
         return made, keys[table.embedding].shape[0] if table.embedding else None
 
     @cached_property
