@@ -80,6 +80,7 @@ class Merge:
     @cached_property
     def scheme(self) -> encodings.Scheme | None:
         """How the base is quantised, by its configuration."""
+        _ = self.catalogs  # where they are missing, that is what is to be said
         return encodings.quantised(architecture.read_config(self.base / side_files.CONFIG))
 
     @property

@@ -27,7 +27,6 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
     "unheard of": ({"quant_method": "quux"}, "quantised by quux.*not known"),
     "e5m2": ({"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}, "fmt 'e5m2'"),
     "a block size that is none": ({"quant_method": "fp8", "weight_block_size": [128, 0]}, r"weight_block_size \[128, 0\]"),
-    "another block size": ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "scales do not fit their weights.*blocks of 64 × 64"),
     "int8 channels": (
         {
             "quant_method": "compressed-tensors",
@@ -69,6 +68,12 @@ def test_another_quantisation_is_refused_by_name(name: str, level: str, pair: tu
         merge.merge(base, pair[1], tmp_path / "out", output_dtype="bf16")
     assert refusal.value.exit_code == 3
     assert not (tmp_path / "out").exists()
+
+
+def test_scales_of_other_blocks_than_declared_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base = configured(pair[0], tmp_path, lambda config: config["quantization_config"].update(weight_block_size=[64, 64]))
+    with pytest.raises(MergeError, match=r"(?s)scales do not fit their weights.*blocks of 64 × 64.*Nothing was written"):
+        merge.merge(base, pair[1], tmp_path / "out", output_dtype="same")
 
 
 def test_two_quantisations_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
