@@ -112,18 +112,27 @@ class Factors:
         return BlockScales(values.view(-1, -(-shape[-1] // scale.width)), scale.height, scale.width, shape[-2])
 
     def _grown(self) -> BlockScales:
-        """Those that hold every number after every step; slabs are looked at only where the size of the factors leaves a doubt."""
-        scales, operation, buffers = self._scales(), self._operation, Buffers()
-        codes = operation.reads[0].tensor.dtype == encodings.CODES
-        reach = arithmetic.reach(self.steps(), scales, operation.reads[0].tensor.shape[-1]) if codes else None
+        """Those that hold every number after every step. The base is read once more only for blocks that neither the lengths of the
+        factors nor the largest change itself prove to fit."""
+        scales, steps, source = self._scales(), self.steps(), self._operation.reads[0].tensor
+        reach = arithmetic.reach(steps, scales, source.shape[-1]) if source.dtype == encodings.CODES else None
         doubtful = torch.ones_like(scales.values, dtype=torch.bool) if reach is None else scales.doubtful(reach)
-        if not bool(doubtful.any()):
-            return scales
-        largest, rows = torch.zeros_like(scales.values), doubtful.any(1)
-        for start, stop in operation.cut:
+        if reach is not None and bool(doubtful.any()):
+            doubtful &= scales.doubtful(self._largest(scales, doubtful, delta=True))
+        return scales.grown(self._largest(scales, doubtful)) if bool(doubtful.any()) else scales
+
+    def _largest(self, scales: BlockScales, wanted: torch.Tensor, *, delta: bool = False) -> torch.Tensor:
+        """The largest magnitude after every step, or of what the steps add, in each of these blocks at least; 0 in slabs without them."""
+        found, rows, buffers = torch.zeros_like(scales.values), wanted.any(1), Buffers()
+        for start, stop in self._operation.cut:
             if bool(rows[scales.block_rows(start, stop - start)].any()):
-                scales.largest(self.exact(start, stop, buffers), start, largest)
-        return scales.grown(largest)
+                if delta:
+                    shape = (stop - start, self._operation.reads[0].tensor.shape[-1])
+                    exact = arithmetic.merge(buffers.exact(shape).zero_(), self.steps(), start)
+                else:
+                    exact = self.exact(start, stop, buffers)
+                scales.largest(exact, start, found)
+        return found
 
 
 def _applied(part: Step, tensor: Callable[[Read], torch.Tensor]) -> arithmetic.Applied:
