@@ -88,11 +88,12 @@ class Plan:
         return dict(sorted((operation.target.name, shard.file) for shard in self.shards for operation in shard.operations))
 
     def memory(self, workers: int) -> int:
-        """Forecast of the peak resident bytes: the imports, the plan itself, and per worker two slabs with their float32 twin
-        and the float32 factors of the widest operation."""
-        widest = max((_slab_bytes(operation) for operation in self.operations), default=0)
+        """Forecast of the peak resident bytes: the imports, the plan itself, per worker a slab as it is stored and in float32 with the
+        factors of the widest operation, and beside them what the look at the adapter left behind: its largest tensors, and the widest
+        factors in float64."""
+        slab = max((_slab_bytes(operation) for operation in self.operations), default=0)
         factors = max((_factor_bytes(operation) for operation in self.operations), default=0)
-        return IMPORTS + PLANNED * sum(1 for _ in self.operations) + workers * (widest + factors)
+        return IMPORTS + PLANNED * sum(1 for _ in self.operations) + workers * (slab + factors) + 2 * factors
 
     @cached_property
     def digest(self) -> str:
