@@ -38,12 +38,12 @@ class BlockScales:
         if self.values.shape[1] == 1:
             yield slice(0, count), self.values[self.block_rows(start, count)]
             return
-        done = 0
+        done, block_rows = 0, -(-self.rows // self.height)
         while done < count:
-            within = (start + done) % self.rows % self.height
-            stop = min(count, done + self.height - within)
-            row = self.values[self.block_rows(start + done, 1)[0]]
-            yield slice(done, stop), row.repeat_interleave(self.width)[:columns]
+            matrix, row = divmod(start + done, self.rows)
+            stop = min(count, done + self.height - row % self.height)
+            scales = self.values[matrix * block_rows + row // self.height]
+            yield slice(done, stop), scales.repeat_interleave(self.width)[:columns]
             done = stop
 
     def block_rows(self, start: int, count: int) -> torch.Tensor:
@@ -59,6 +59,10 @@ class BlockScales:
         parts += [exact[:, whole:].unsqueeze(1)] if whole < columns else []
         most = torch.cat([torch.maximum(part.amax(2), -part.amin(2)) for part in parts], 1)
         found.scatter_reduce_(0, self.block_rows(start, len(exact)).unsqueeze(1).expand_as(most), most, "amax")
+
+    def across(self, chosen: torch.Tensor) -> "BlockScales":
+        """Those of some block columns. chosen  bool, one per block column"""
+        return replace(self, values=self.values[:, chosen])
 
     def doubtful(self, reach: torch.Tensor) -> torch.Tensor:
         """Blocks that may overflow when each number moves by up to `reach`: codes end at 448, so that 16 scales are free.

@@ -4,6 +4,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -118,20 +119,29 @@ class Factors:
         reach = arithmetic.reach(steps, scales, source.shape[-1]) if source.dtype == encodings.CODES else None
         doubtful = torch.ones_like(scales.values, dtype=torch.bool) if reach is None else scales.doubtful(reach)
         if reach is not None and bool(doubtful.any()):
-            doubtful &= scales.doubtful(self._largest(scales, doubtful, delta=True))
+            doubtful &= scales.doubtful(self._moved(scales, doubtful))
         return scales.grown(self._largest(scales, doubtful)) if bool(doubtful.any()) else scales
 
-    def _largest(self, scales: BlockScales, wanted: torch.Tensor, *, delta: bool = False) -> torch.Tensor:
-        """The largest magnitude after every step, or of what the steps add, in each of these blocks at least; 0 in slabs without them."""
+    def _largest(self, scales: BlockScales, wanted: torch.Tensor) -> torch.Tensor:
+        """The largest magnitude after every step, in these blocks at least; 0 in slabs that have none of them."""
         found, rows, buffers = torch.zeros_like(scales.values), wanted.any(1), Buffers()
         for start, stop in self._operation.cut:
             if bool(rows[scales.block_rows(start, stop - start)].any()):
-                if delta:
-                    shape = (stop - start, self._operation.reads[0].tensor.shape[-1])
-                    exact = arithmetic.merge(buffers.exact(shape).zero_(), self.steps(), start)
-                else:
-                    exact = self.exact(start, stop, buffers)
-                scales.largest(exact, start, found)
+                scales.largest(self.exact(start, stop, buffers), start, found)
+        return found
+
+    def _moved(self, scales: BlockScales, wanted: torch.Tensor) -> torch.Tensor:
+        """The largest change in each of these blocks, by the products alone; 0 elsewhere."""
+        found, buffers, columns = torch.zeros_like(scales.values), Buffers(), self._operation.reads[0].tensor.shape[-1]
+        for start, stop in self._operation.cut:
+            chosen = wanted[scales.block_rows(start, stop - start)].any(0)
+            if bool(chosen.any()):
+                inside = chosen.repeat_interleave(scales.width)[:columns]
+                steps = tuple(replace(step, right=step.right[:, inside]) for step in self.steps() if isinstance(step, arithmetic.Delta))
+                delta = arithmetic.merge(buffers.exact((stop - start, int(inside.sum()))).zero_(), steps, start)
+                part = found[:, chosen]
+                scales.across(chosen).largest(delta, start, part)
+                found[:, chosen] = part
         return found
 
 
