@@ -188,10 +188,15 @@ def rehearse() -> None:
 @app.command()
 def support(as_json: Json = False) -> None:
     """Say what is merged, family by family and feature by feature, and what is refused."""
+    from merge import encodings
     from merge.adapters import refused, table
 
-    found = table.read()
-    typer.echo(json.dumps(found | {"refused": refused.reasons()}, sort_keys=True) if as_json else table.text(found, refused.reasons()))
+    found, reasons = table.read(), refused.reasons() | {f"a base quantised by {name}": why for name, why in encodings.refusals().items()}
+    stored = encodings.merged()
+    if as_json:
+        typer.echo(json.dumps(found | {"refused": reasons, "stored": stored}, sort_keys=True))
+    else:
+        typer.echo("\n".join(["Merged into bases that are stored as", *(f"  {line}" for line in stored), "", table.text(found, reasons)]))
 
 
 def _refuse_unbuilt(options: dict[str, object]) -> None:

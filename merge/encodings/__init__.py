@@ -10,11 +10,11 @@ from merge.encodings.contract import Encoding, Grid
 from merge.encodings.plain import Plain
 from merge.encodings.scheme import CODES, DECLARED_IN, Scheme
 
-__all__ = ["CODES", "DECLARED_IN", "BlockScales", "Encoding", "Grid", "Scheme", "named", "of", "quantised"]
+__all__ = ["CODES", "DECLARED_IN", "BlockScales", "Encoding", "Grid", "Scheme", "merged", "named", "of", "quantised", "refusals"]
 
 PLAIN: tuple[Plain, ...] = (plain.BF16, plain.F16, plain.F32)
 ENCODINGS: tuple[Encoding, ...] = (*PLAIN, e4m3.CODES, e8m0.BYTES, e8m0.UNNAMED)
-SCHEMES = (fp8_block.claim, float_quantized.claim)
+SCHEMES = (fp8_block, float_quantized)
 
 
 def of(tensor: Tensor) -> Plain | None:
@@ -32,7 +32,18 @@ def quantised(config: Mapping[str, Any]) -> Scheme | None:
     settings = scheme.declared(config)
     if settings is None:
         return None
-    found = next((claimed for claim in SCHEMES if (claimed := claim(settings))), None)
+    found = next((claimed for layout in SCHEMES if (claimed := layout.claim(settings))), None)
     if found is None:
         raise refused.refusal(settings)
     return found
+
+
+def merged() -> list[str]:
+    """Every way to store a base that is merged into, in a line each."""
+    plain_dtypes = ", ".join(encoding.dtype for encoding in PLAIN)
+    return [plain_dtypes, *((layout.__doc__ or "").partition("\n")[0].rstrip(".") for layout in SCHEMES)]
+
+
+def refusals() -> Mapping[str, str]:
+    """Quantisation → why it is not merged into, and what to do instead."""
+    return refused.ELSEWHERE

@@ -26,8 +26,3 @@ def refusal(settings: Mapping[str, Any]) -> CheckpointError:
         method = "bitsandbytes"
     reason = ELSEWHERE.get(str(method), f"not known to this version: {REQUANTISE}")
     return CheckpointError(f"the base is quantised by {method}; {reason}. {NOTHING_WRITTEN}")
-
-
-def reasons() -> Mapping[str, str]:
-    """Method → why it is refused, and what to do instead."""
-    return ELSEWHERE
