@@ -191,7 +191,10 @@ def support(as_json: Json = False) -> None:
     from merge import encodings
     from merge.adapters import refused, table
 
-    found, reasons = table.read(), refused.reasons() | {f"a base quantised by {name}": why for name, why in encodings.refusals().items()}
+    found, reasons = (
+        table.read(),
+        dict(refused.reasons()) | {f"a base quantised by {name}": why for name, why in encodings.refusals().items()},
+    )
     stored = encodings.merged()
     if as_json:
         typer.echo(json.dumps(found | {"refused": reasons, "stored": stored}, sort_keys=True))

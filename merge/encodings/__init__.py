@@ -1,6 +1,6 @@
 """How numbers are stored. One small file per storage format; a new one is a file and a line in `ENCODINGS` or `SCHEMES`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from merge.catalog import Tensor
@@ -14,7 +14,10 @@ __all__ = ["CODES", "DECLARED_IN", "BlockScales", "Encoding", "Grid", "Scheme", 
 
 PLAIN: tuple[Plain, ...] = (plain.BF16, plain.F16, plain.F32)
 ENCODINGS: tuple[Encoding, ...] = (*PLAIN, e4m3.CODES, e8m0.BYTES, e8m0.UNNAMED)
-SCHEMES = (fp8_block, float_quantized)
+SCHEMES: Mapping[Callable[[Mapping[str, Any]], Scheme | None], str | None] = {
+    fp8_block.claim: fp8_block.__doc__,
+    float_quantized.claim: float_quantized.__doc__,
+}
 
 
 def of(tensor: Tensor) -> Plain | None:
@@ -32,7 +35,7 @@ def quantised(config: Mapping[str, Any]) -> Scheme | None:
     settings = scheme.declared(config)
     if settings is None:
         return None
-    found = next((claimed for layout in SCHEMES if (claimed := layout.claim(settings))), None)
+    found = next((claimed for claim in SCHEMES if (claimed := claim(settings))), None)
     if found is None:
         raise refused.refusal(settings)
     return found
@@ -41,7 +44,7 @@ def quantised(config: Mapping[str, Any]) -> Scheme | None:
 def merged() -> list[str]:
     """Every way to store a base that is merged into, in a line each."""
     plain_dtypes = ", ".join(encoding.dtype for encoding in PLAIN)
-    return [plain_dtypes, *((layout.__doc__ or "").partition("\n")[0].rstrip(".") for layout in SCHEMES)]
+    return [plain_dtypes, *((text or "").partition("\n")[0].rstrip(".") for text in SCHEMES.values())]
 
 
 def refusals() -> Mapping[str, str]:

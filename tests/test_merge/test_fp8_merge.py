@@ -68,11 +68,11 @@ def build(family: str, room: Path, *, weight: float = 1.0) -> Case:
         exact = value.double() * made.factors(name, stored[scale]) if scale else value.double()
         delta = weight * deltas.get(name.removesuffix(".weight"), torch.zeros(()))
         made.exact[name] = exact + delta
-        made.slack[name] = reference.UNIT * (3 * exact.abs() + 3 * delta.abs()) + _product(name, adapter, weight)
+        made.slack[name] = reference.UNIT * (3 * exact.abs() + 3 * delta.abs()) + product_error(name, adapter, weight)
     return made
 
 
-def _product(name: str, adapter: Path, weight: float) -> torch.Tensor:
+def product_error(name: str, adapter: Path, weight: float) -> torch.Tensor:
     """(rank + 3) · u · |scaling| · |B| |A|: what a float32 product of that length may lose (Higham 2002, §3.1)."""
     tensors = reference.load_file(adapter / "adapter_model.safetensors")
     module = f"base_model.model.{name.removesuffix('.weight')}"
