@@ -99,9 +99,11 @@ def _operation(wanted: _Wanted, target: Tensor, storage: Storage) -> Operation:
 
 
 def _rows(source: Tensor, target: Tensor, block: int, length: int, scale: Scale | None) -> Slabs:
-    """As many rows as fit into a block, at least one, in the wider of the two dtypes; one byte per element counts as two, since
-    what is computed with is wider. Slabs of a quantised weight begin and end with its blocks of scales, or lie inside one."""
-    row = max(source.size, target.size, 2 * target.elements if scale else 0) // max(1, length)
+    """As many rows as fit into a block, at least one, in the wider of the two dtypes.
+
+    Slabs of a quantised weight begin and end with its blocks of scales, or lie inside one, and never reach into another matrix.
+    """
+    row = max(source.size, target.size) // max(1, length)
     height = max(1, block // max(1, row))
     if scale is None:
         return Slabs(0, height, length)
