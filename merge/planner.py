@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from merge.adapters import Adapter
 from merge.catalog import Catalog, Tensor
 from merge.errors import NOTHING_WRITTEN, CheckpointError, MergeError, listing
 from merge.nametable import NameTable
-from merge.operation import Operation, Read, Scale, ShardPlan
+from merge.operation import Operation, Read, ShardPlan
 from merge.placement import Equal, heads, place
 from merge.placement.layers import outline
 from merge.shards import MIB, Storage, shard
@@ -90,10 +90,10 @@ class Plan:
     def memory(self, workers: int) -> int:
         """Forecast of the peak resident bytes: the imports, the plan itself, per worker a slab as it is stored and in float32 with the
         factors of the widest operation, and beside them what the look at the adapter left behind: its largest tensors, and the widest
-        factors in float64."""
+        factors and four slabs in float64."""
         slab = max((_slab_bytes(operation) for operation in self.operations), default=0)
         factors = max((_factor_bytes(operation) for operation in self.operations), default=0)
-        return IMPORTS + PLANNED * sum(1 for _ in self.operations) + workers * (slab + factors) + 2 * factors
+        return IMPORTS + PLANNED * sum(1 for _ in self.operations) + workers * (slab + factors) + 2 * factors + 5 * slab
 
     @cached_property
     def digest(self) -> str:
@@ -147,8 +147,11 @@ def plan(
     if edits and "architectures" in edits:
         heads.refuse_half(table, placement)
     target = OUTPUT_DTYPES[options.output_dtype]
-    dropped = _dropped(base, scales, scheme, options) if target else frozenset[str]()
-    main = main_dtype(tensor for name, tensor in base.items() if not (scheme and scheme.belongs(name)))
+    companions = scheme.companions(base, scales) if scheme else frozenset[str]()
+    if target:
+        _refuse_undecodable(base, scales.keys() | companions, options)
+    dropped = companions if target else frozenset[str]()
+    main = main_dtype(tensor for name, tensor in base.items() if name not in companions)
     dtypes = {main: target, encodings.CODES: target} if target else {}
     storage = Storage(base, placement.placed, main, dtypes, scales, scheme.suffix if scheme else "", options.block_mib * MIB)
     new = [name for name in placement.placed if name not in base]
@@ -168,17 +171,14 @@ def plan(
     )
 
 
-def _dropped(base: Mapping[str, Tensor], scales: Mapping[str, Scale], scheme: encodings.Scheme | None, options: Options) -> frozenset[str]:
-    """What the decoded checkpoint has not; raises CheckpointError where a quantised tensor has no scale to be decoded with."""
-    quantised = [str(tensor) for name, tensor in base.items() if tensor.dtype.startswith(("F8", "F6", "F4")) and name not in scales]
-    dropped = frozenset(name for name in base if scheme and scheme.belongs(name))
-    lost = [line for line in quantised if line.split("  ")[0] not in dropped]
+def _refuse_undecodable(base: Mapping[str, Tensor], known: Collection[str], options: Options) -> None:
+    """Raises CheckpointError where a quantised tensor has no scale to be decoded with."""
+    lost = [str(tensor) for name, tensor in base.items() if tensor.dtype.startswith(("F8", "F6", "F4")) and name not in known]
     if lost:
         raise CheckpointError(
             f"--output-dtype {options.output_dtype}: {len(lost)} quantised tensors have no scale that config.json speaks of\n"
             f"{listing(lost)}\n{NOTHING_WRITTEN}"
         )
-    return dropped
 
 
 def main_dtype(tensors: Iterable[Tensor]) -> str:

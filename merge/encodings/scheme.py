@@ -1,6 +1,6 @@
 """What a checkpoint's `quantization_config` says of its tensors: which have a scale, where it stands, and what shares one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class Scheme:
             owner = name.removesuffix(self.suffix)
             weight = base.get(owner) if owner != name else None
             if weight is None:
+                problems += [f"{tensor}  without its weight"] if owner != name and owner.endswith(".weight") else []
                 continue
             fitting = {block: None for block in self.blocks if _grid(weight.shape, block) == _without_ones(tensor.shape)}
             if weight.dtype != CODES or tensor.dtype not in SCALE_DTYPES or len(weight.shape) < 2 or not fitting:
@@ -49,9 +50,9 @@ class Scheme:
             )
         return found
 
-    def belongs(self, name: str) -> bool:
-        """True for a tensor that only the quantised checkpoint has."""
-        return name.endswith((self.suffix, *self.beside))
+    def companions(self, base: Iterable[str], scales: Iterable[str]) -> frozenset[str]:
+        """The tensors that only the quantised checkpoint has. scales  the weights that have one"""
+        return frozenset({weight + self.suffix for weight in scales} | {name for name in base if name.endswith(self.beside)})
 
 
 def declared(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -111,7 +111,8 @@ def twin(base: Path, room: Path) -> Path:
     catalog = {tensor.name: tensor for shard in read_base(base) for tensor in shard.tensors}
     held = {name: tensor for path in sorted(base.glob("*.safetensors")) for name, tensor in load_file(path).items()}
     scales = scheme.scales(catalog)
-    plain = {name: tensor for name, tensor in held.items() if not scheme.belongs(name)}
+    companions = scheme.companions(held, scales)
+    plain = {name: tensor for name, tensor in held.items() if name not in companions}
     for name, scale in scales.items():
         rows, columns = catalog[name].shape
         values = held[scale.tensor.name].float().view(-1, -(-columns // scale.width))

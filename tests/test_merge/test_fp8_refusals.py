@@ -54,6 +54,15 @@ def configured(base: Path, room: Path, change: Callable[[dict[str, Any]], object
     return copy
 
 
+def rewritten(base: Path, room: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """A copy of the base with other tensors, all in one file."""
+    copy = shutil.copytree(base, room / "copy", ignore=shutil.ignore_patterns("model*"))
+    tensors = reference.weights(base)
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
 @pytest.mark.parametrize("name", FOREIGN)
 @pytest.mark.parametrize("level", ["top", "text_config"])
 def test_another_quantisation_is_refused_by_name(name: str, level: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -91,13 +100,8 @@ def test_codes_without_a_quantisation_are_never_merged_into(pair: tuple[Path, Pa
 @pytest.mark.parametrize("touched", [True, False])
 def test_a_scale_that_is_missing_is_missed(touched: bool, pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Of a weight that nothing is merged into it matters only where everything is decoded."""
-    base = shutil.copytree(pair[0], tmp_path / "copy")
     name = f"model.layers.{0 if touched else 1}.self_attn.o_proj.weight"
-    tensors = reference.weights(base)
-    del tensors[f"{name}_scale_inv"]
-    for path in base.glob("model*"):
-        path.unlink()
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    base = rewritten(pair[0], tmp_path, lambda tensors: tensors.pop(f"{name}_scale_inv"))
     with pytest.raises(MergeError, match=rf"(?s){name}.*Nothing was written"):
         merge.merge(base, pair[1], tmp_path / "out", output_dtype="bf16")
     if touched:
@@ -105,7 +109,27 @@ def test_a_scale_that_is_missing_is_missed(touched: bool, pair: tuple[Path, Path
             merge.merge(base, pair[1], tmp_path / "out", output_dtype="same")
     else:
         merge.merge(base, pair[1], tmp_path / "out", output_dtype="same")
-        assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[name].view(torch.uint8), tensors[name].view(torch.uint8))
+        assert torch.equal(
+            load_file(tmp_path / "out" / "model.safetensors")[name].view(torch.uint8), reference.weights(base)[name].view(torch.uint8)
+        )
+
+
+def test_what_speaks_of_a_quantisation_goes_with_it_and_nothing_else_does(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """A side file of a quantiser; a parameter that is called a scale and is none of a quantiser's."""
+    base = rewritten(pair[0], tmp_path, lambda tensors: tensors.update({"model.layers.1.logit_scale": torch.ones(3)}))
+    (base / "hf_quant_config.json").write_text("{}")
+    found = merge.merge(base, pair[1], tmp_path / "bf16", output_dtype="bf16")
+    assert found.stale == ("hf_quant_config.json",)
+    assert not (tmp_path / "bf16" / "hf_quant_config.json").exists()
+    assert torch.equal(load_file(tmp_path / "bf16" / "model.safetensors")["model.layers.1.logit_scale"], torch.ones(3))
+    merge.merge(base, pair[1], tmp_path / "same", output_dtype="same")
+    assert (tmp_path / "same" / "hf_quant_config.json").exists()
+
+
+def test_a_scale_without_its_weight_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base = rewritten(pair[0], tmp_path, lambda tensors: tensors.pop("model.layers.1.self_attn.o_proj.weight"))
+    with pytest.raises(MergeError, match=r"(?s)o_proj.*without its weight.*Nothing was written"):
+        merge.merge(base, pair[1], tmp_path / "out", output_dtype="bf16")
 
 
 def test_a_quantised_base_leaves_a_choice_that_is_never_made_in_silence(pair: tuple[Path, Path], tmp_path: Path) -> None:
