@@ -192,6 +192,17 @@ def test_golden_bytes() -> None:
     assert exact.tolist() == [2.0**-127, 2.0**-126, 0.5, 1.0, 2.0, 2.0**127]
 
 
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 255, 256])
+def test_an_odd_number_of_codes_or_an_odd_place_changes_nothing(start: int, count: int) -> None:
+    """They are read in pairs where they can be."""
+    codes = ALL.roll(7).repeat(2)
+    found = decoded(Grid(CODES), codes[start : start + count].view(1, -1))
+    expected = codes[start : start + count].view(torch.float8_e4m3fn).float().view(1, -1)
+    assert torch.equal(found.view(torch.int32)[~expected.isnan()], expected.view(torch.int32)[~expected.isnan()])
+    assert torch.equal(found.isnan(), expected.isnan())
+
+
 def test_a_stack_of_matrices_has_scales_for_each() -> None:
     """3 matrices of 10 rows in blocks of 4 × 4: block rows 0…2, 3…5, 6…8."""
     values = torch.arange(1.0, 10.0).view(9, 1)
