@@ -89,11 +89,11 @@ class Plan:
 
     def memory(self, workers: int) -> int:
         """Forecast of the peak resident bytes: the imports, the plan itself, per worker a slab as it is stored and in float32 with the
-        factors of the widest operation, and beside them what the look at the adapter left behind: its largest tensors, and the widest
-        factors and four slabs in float64."""
+        factors of the widest operation, and beside them what the look at the adapter left behind: two pairs of factors as they are
+        stored, the widest in float64 with their transposes, and four slabs in float64."""
         slab = max((_slab_bytes(operation) for operation in self.operations), default=0)
         factors = max((_factor_bytes(operation) for operation in self.operations), default=0)
-        return IMPORTS + PLANNED * sum(1 for _ in self.operations) + workers * (slab + factors) + 2 * factors + 5 * slab
+        return IMPORTS + PLANNED * sum(1 for _ in self.operations) + workers * (slab + factors) + 3 * factors + 5 * slab
 
     @cached_property
     def digest(self) -> str:
