@@ -23,7 +23,7 @@ def merge(
     out: str | Path,
     *,
     weights: Sequence[float] = (),
-    output_dtype: str = "same",
+    output_dtype: str | None = None,
     block_mib: int = 1,
     workers: int | None = None,
     overwrite: bool = False,
@@ -33,12 +33,13 @@ def merge(
     base          directory of a safetensors checkpoint      out  a new directory
     adapter       directory of a PEFT adapter, or several of them: base + Σ weight · Δ, summed in float32 and rounded once
     weights       one factor per adapter; default: 1 for each
-    output_dtype  "same", "bf16", "fp16" or "fp32": what the base's main dtype becomes
+    output_dtype  "same", "bf16", "fp16" or "fp32": what the base's main dtype becomes, and its quantised weights; "same" unless given,
+                  but for a quantised base it must be given
     block_mib     stored mebibytes per slab; part of the plan, since it can move last bits
     workers       threads; default: the machine's cores, at most 8; the bytes do not depend on it
     overwrite     remove a finished or half-finished output of ours first
 
-    Raises merge.errors.MergeError: nothing was written if its exit_code is 3; it can be continued if it is 4.
+    Raises merge.errors.MergeError: nothing was written if its exit_code is 2 or 3; it can be continued if it is 4.
     """
     from merge import engine
     from merge.errors import MergeError
@@ -51,7 +52,13 @@ def merge(
 
 
 def plan(
-    base: str | Path, adapter: Adapters, out: str | Path, *, weights: Sequence[float] = (), output_dtype: str = "same", block_mib: int = 1
+    base: str | Path,
+    adapter: Adapters,
+    out: str | Path,
+    *,
+    weights: Sequence[float] = (),
+    output_dtype: str | None = None,
+    block_mib: int = 1,
 ) -> Plan:
     """What `merge` would do, from headers alone; raises merge.errors.MergeError where it would refuse. Writes nothing."""
     return _prepared(base, adapter, out, weights, output_dtype, block_mib).plan
@@ -62,11 +69,11 @@ def default_workers() -> int:
     return min(8, len(os.sched_getaffinity(0)))
 
 
-def _prepared(base: str | Path, adapter: Adapters, out: str | Path, weights: Sequence[float], output_dtype: str, block_mib: int) -> Merge:
+def _prepared(
+    base: str | Path, adapter: Adapters, out: str | Path, weights: Sequence[float], output_dtype: str | None, block_mib: int
+) -> Merge:
+    from merge.forecast import prepared
     from merge.planner import Options
-    from merge.task import Merge
 
     folders = (adapter,) if isinstance(adapter, str | Path) else tuple(adapter)
-    return Merge(
-        Path(base), tuple(Path(folder) for folder in folders), Path(out), Options(output_dtype, block_mib=block_mib), tuple(weights)
-    )
+    return prepared(Path(base), [Path(folder) for folder in folders], Path(out), output_dtype, Options(block_mib=block_mib), weights)

@@ -1,11 +1,11 @@
-"""One slab of one weight: decode, apply every step in float32, round once, encode. Pure; memory is the caller's."""
+"""What happens to one slab of one weight in float32, between its decoding and its one rounding. Pure; memory is the caller's."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
-from merge import rounding
+from merge.encodings import BlockScales
 
 
 class Applied(Protocol):
@@ -112,28 +112,29 @@ class Rescaled:
         return replace(self, norms=squares.sqrt())
 
 
-def merge(stored: torch.Tensor, steps: tuple[Applied, ...], start: int, exact: torch.Tensor, out: torch.Tensor) -> bool:
-    """Rows start … of a weight after every step, rounded once; False if a result is not finite.
-
-    stored  (n, columns)  the rows as they are, in their dtype
-    exact   (n, columns)  float32 work space, overwritten
-    out     (n, columns)  the output's dtype, overwritten; may share memory with `stored`
-    """
-    exact.copy_(stored)
+def merge(exact: torch.Tensor, steps: tuple[Applied, ...], start: int) -> torch.Tensor:
+    """Rows start … of a weight after every step, not yet rounded. exact  (n, columns)  float32, decoded; changed in place"""
     for step in steps:
         step.apply(exact, start)
-    return rounding.nearest(exact, out)
+    return exact
 
 
-def squares(stored: torch.Tensor, steps: tuple[Applied, ...], start: int, exact: torch.Tensor) -> torch.Tensor:
-    """Σ over these rows of the squares after every step, per column, in float64: the fold of a first pass."""
-    exact.copy_(stored)
-    for step in steps:
-        step.apply(exact, start)
+def squares(exact: torch.Tensor) -> torch.Tensor:
+    """Σ over these rows of the squares, per column, in float64: the fold of a first pass."""
     return exact.double().square_().sum(0)
 
 
-def convert(stored: torch.Tensor, exact: torch.Tensor, out: torch.Tensor) -> bool:
-    """The same numbers in another dtype, rounded once; False if a result is not finite."""
-    exact.copy_(stored)
-    return rounding.nearest(exact, out)
+def reach(steps: tuple[Applied, ...], scales: BlockScales, columns: int) -> torch.Tensor | None:
+    """How far the steps can move any number of each block: |Δ[i, j]| ≤ |scaling| · ‖left[i]‖ · ‖right[:, j]‖ (Cauchy, Schwarz), summed.
+
+    Returns float32, of the shape of the scales; None where a step is no product, and only the numbers themselves can tell.
+    """
+    found = torch.zeros_like(scales.values)
+    for step in steps:
+        if not isinstance(step, Delta):
+            return None
+        tall, wide = torch.linalg.vector_norm(step.left, dim=1), torch.linalg.vector_norm(step.right, dim=0)
+        rows = torch.zeros(len(found)).scatter_reduce_(0, scales.block_rows(step.at, len(tall)), tall, "amax")
+        across = torch.zeros(found.shape[1]).scatter_reduce_(0, torch.arange(columns) // scales.width, wide, "amax")
+        found += abs(step.scaling) * torch.outer(rows, across)
+    return found

@@ -4,7 +4,7 @@ import json
 import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from merge.manifest import Manifest
 from merge.monitor import Gpus, Monitor, memory
-from merge.planner import Plan
 from merge.sink import STATE
 from merge.task import Merge
 
@@ -132,17 +131,23 @@ def summary(manifest: Manifest, sample: dict[str, Any], *, whole_seconds: float,
     tensors = manifest.tensors
     total = sum(tensors.values())
     resumed = f", {human(sample['resumed_bytes'])} of it by an earlier run" if sample["resumed_bytes"] else ""
-    merged, replaced, copied = (f"{tensors[kind]:,}" for kind in ("merged", "replaced", "copied"))
     lines = [
-        f"Merged.  {total:,} tensors: {merged} merged, {replaced} replaced, {copied} carried byte for byte.",
+        f"Merged.  {total:,} tensors: {_counted(tensors)}.",
         f"         {manifest.adapter_tensors:,} of {manifest.adapter_tensors:,} adapter tensors consumed.",
         f"         {human(sample['bytes'])} in {len(manifest.shards)} shards{resumed}.",
         f"         {sample['seconds']:.1f} s merging, {whole_seconds:.1f} s in all; peak memory {human(sample['peak_rss'])}.",
         f"         {manifest.out}",
     ]
     if manifest.stale:
-        lines.append(f"Not carried, since the base's index does not name them: {', '.join(manifest.stale)}")
+        lines.append(f"Not carried: {', '.join(manifest.stale)}")
     return "\n".join([*lines, "Next, have it judged:", f"  {certify}"])
+
+
+def _counted(tensors: Mapping[str, int]) -> str:
+    """What happens to how many tensors."""
+    words = {"merged": "merged", "replaced": "replaced", "copied": "carried byte for byte"}
+    words |= {"converted": "in another dtype", "scales": "scales of merged weights"}
+    return ", ".join(f"{tensors[kind]:,} {word}" for kind, word in words.items() if kind in tensors)
 
 
 def certify_command(work: Merge) -> str:
@@ -152,18 +157,22 @@ def certify_command(work: Merge) -> str:
     return shlex.join(["lora-certify", "run", *parts, *told])
 
 
-def forecast(plan: Plan, *, disk: int, memory_bytes: int, files: int, stale: tuple[str, ...]) -> str:
-    """What a merge would do, for a person."""
+def forecast(work: Merge, *, memory_bytes: int, kept: tuple[float, float] | None) -> str:
+    """What a merge would do, for a person. kept  of the delta, in the base's own codes and in bf16; None where nothing is quantised"""
+    plan, files = work.plan, work.side_files
     counts = plan.counts
     lines = [
-        f"{sum(counts.values()):,} tensors in {len(plan.shards)} shards: {counts['merged']:,} to merge, {counts['replaced']:,} to replace, "
-        f"{counts['copied']:,} to carry byte for byte.",
+        f"{sum(counts.values()):,} tensors in {len(plan.shards)} shards: {_counted(counts)}.",
         f"{plan.adapter_tensors:,} of {plan.adapter_tensors:,} adapter tensors have their place.",
-        f"Disk   {human(disk)} ({disk:,} bytes), {files} side files included.",
+        f"Disk   {human(work.disk)} ({work.disk:,} bytes), {len(files.origins)} side files included.",
         f"Memory about {human(memory_bytes)} at the peak.",
     ]
-    if stale:
-        lines.append(f"Not carried, since the base's index does not name them: {', '.join(stale)}")
+    if kept:
+        lines.append(f"Kept   about {kept[work.decoded]:.2f} of the delta, rounded to nearest, by a few slabs of the merged weights.")
+    if plan.dropped:
+        lines.append(f"{len(plan.dropped):,} scales are not needed any more and are left out, config.json's quantization_config with them.")
+    if files.stale:
+        lines.append(f"Not carried: {', '.join(files.stale)}")
     twice = sum(operation.passes == 2 for operation in plan.operations)
     if twice:
         lines.append(f"{twice} tensors will be read twice, slab by slab: the norms of their columns come first.")

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from merge import journal, manifest, output, side_files
+from merge import encodings, journal, manifest, output, side_files
 from merge.errors import NOTHING_WRITTEN, MergeError, OutputError, WriteError
 from merge.manifest import MANIFEST, Manifest
 from merge.monitor import Monitor
@@ -102,7 +102,8 @@ def _beside(merge: Merge, sink: Sink) -> None:
     for name, source in files.sources.items():
         sink.carry(name, source)
     if files.origins.get(side_files.CONFIG) == "written":
-        sink.whole(side_files.CONFIG, side_files.config(merge.base / side_files.CONFIG, merge.options.output_dtype, made.edits))
+        path = merge.base / side_files.CONFIG
+        sink.whole(side_files.CONFIG, side_files.config(path, merge.options.output_dtype, made.edits, encodings.DECLARED_IN))
     sink.whole(side_files.CARD, side_files.card(merge.base, merge.adapters, made.counts))
 
 

@@ -21,6 +21,12 @@ class OutputError(MergeError):
     """The output directory belongs to something else, is in use, or does not fit on the disk."""
 
 
+class UndecidedError(MergeError):
+    """The base is quantised, and what becomes of that was not said: a choice with consequences is the user's."""
+
+    exit_code = 2
+
+
 class WriteError(MergeError):
     """Writing began and could not go on; what is done is kept, and the same command continues."""
 

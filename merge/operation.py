@@ -23,6 +23,18 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """What the codes of a quantised weight are multiplied by: one number per block of height × width elements of each matrix.
+
+    tensor  of the base, perhaps in another shard than its weight
+    """
+
+    tensor: Tensor
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One addend of a weight: scaling · B · A, or some rows of it, laid over rows of the stored weight.
 
@@ -93,46 +105,63 @@ Step = Part | Shift | Rows | Magnitude
 
 @dataclass(frozen=True, slots=True)
 class Slabs:
-    """How the work is cut so that memory is one slab: `height` indices of `axis` at a time, of `length` in all."""
+    """How the work is cut so that memory is one slab: `height` indices of `axis` at a time, of `length` in all.
+
+    period  rows of one matrix of a stack, which a slab never crosses; None where that does not matter
+    """
 
     axis: int
     height: int
     length: int
+    period: int | None = None
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, self.length, self.height):
-            yield start, min(start + self.height, self.length)
+        period = self.period or max(1, self.length)
+        for begin in range(0, self.length, period):
+            for start in range(begin, begin + period, self.height):
+                yield start, min(start + self.height, begin + period, self.length)
 
     def __len__(self) -> int:
-        return -(-self.length // self.height)
+        period = self.period or max(1, self.length)
+        return self.length // period * -(-period // self.height)
+
+    def span(self, tensor: Tensor, start: int, stop: int) -> tuple[int, int]:
+        """The bytes of its file that slab start…stop occupies in a tensor that is cut so."""
+        unit = tensor.size // self.length
+        return tensor.start + start * unit, tensor.start + stop * unit
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """The unit of work.
 
+    kind    "convert": the same numbers in another dtype; "scale": the target is the scale that a changed weight needs
     target  the output tensor: its place in the output shard is known before the first read
-    reads   what it is made from; the first one is decoded, the others belong to its encoding
+    reads   what it is made from
     parts   what happens to it in float32, in this order
     passes  1, or 2 with a fold in between
+    scale   of the codes that are read, and of those that are written: where an amax outgrows its block's, a first pass finds out
+    weight  how the weight is cut whose scale the target is; None where the target is the weight
     """
 
-    kind: Literal["copy", "merge", "replace"]
+    kind: Literal["copy", "convert", "merge", "replace", "scale"]
     target: Tensor
     reads: tuple[Read, ...]
     slabs: Slabs
     parts: tuple[Step, ...] = ()
     passes: int = 1
+    scale: Scale | None = None
+    weight: Slabs | None = None
 
     @property
     def verbatim(self) -> bool:
         """True where the bytes are carried as they are."""
-        return not self.parts and self.reads[0].tensor.dtype == self.target.dtype
+        return self.kind != "scale" and not self.parts and self.reads[0].tensor.dtype == self.target.dtype
 
-    def span(self, tensor: Tensor, start: int, stop: int) -> tuple[int, int]:
-        """The bytes of its file that slab start…stop occupies in a tensor that the slabs cut: a read, or the target."""
-        unit = tensor.size // self.slabs.length
-        return tensor.start + start * unit, tensor.start + stop * unit
+    @property
+    def cut(self) -> Slabs:
+        """How what is read is cut."""
+        return self.weight or self.slabs
 
     def __iter__(self) -> Iterator[Read]:
         """Every read, those of the parts included."""

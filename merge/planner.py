@@ -3,22 +3,23 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from merge import encodings
 from merge.adapters import Adapter
-from merge.catalog import Catalog, Tensor, compose
+from merge.catalog import Catalog, Tensor
 from merge.errors import NOTHING_WRITTEN, CheckpointError, MergeError, listing
 from merge.nametable import NameTable
-from merge.operation import Magnitude, Operation, Read, ShardPlan, Slabs
-from merge.placement import Equal, Placed, heads, place
+from merge.operation import Operation, Read, ShardPlan
+from merge.placement import Equal, heads, place
 from merge.placement.layers import outline
+from merge.shards import MIB, Storage, shard
 
 OUTPUT_DTYPES: Mapping[str, str | None] = {"same": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
-MIB = 1 << 20
+COUNTED = {"copy": "copied", "merge": "merged", "replace": "replaced", "convert": "converted", "scale": "scales"}
 IMPORTS = 360 * MIB  # resident once torch and transformers are imported and the meta model is built, measured on Linux x86-64
 PLANNED = 4096  # bytes per operation in memory, journal entries included, measured on a 46,183-tensor plan
 
@@ -47,6 +48,7 @@ class Plan:
     edits    fields of config.json that must follow
     equal    tensors of the adapters that must hold the same numbers before anything is written      zero  those that must be zero
     literal  nobody knows the architecture: names were taken as they stand, and are to be looked at
+    dropped  tensors of a quantised base that its decoded form has not: the scales
     """
 
     options: Options
@@ -56,6 +58,7 @@ class Plan:
     equal: tuple[Equal, ...] = ()
     zero: tuple[Read, ...] = ()
     literal: bool = False
+    dropped: tuple[str, ...] = ()
 
     @property
     def operations(self) -> Iterable[Operation]:
@@ -64,9 +67,9 @@ class Plan:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Tensors copied, merged and replaced."""
+        """Tensors copied, merged and replaced; and where there are any, converted, and scales that follow a merged weight."""
         found = Counter({"copied": 0, "merged": 0, "replaced": 0})
-        found.update({"copy": "copied", "merge": "merged", "replace": "replaced"}[operation.kind] for operation in self.operations)
+        found.update(COUNTED[operation.kind] for operation in self.operations)
         return dict(found)
 
     @property
@@ -85,11 +88,12 @@ class Plan:
         return dict(sorted((operation.target.name, shard.file) for shard in self.shards for operation in shard.operations))
 
     def memory(self, workers: int) -> int:
-        """Forecast of the peak resident bytes: the imports, the plan itself, and per worker two slabs with their float32 twin
-        and the float32 factors of the widest operation."""
-        widest = max((_slab_bytes(operation) for operation in self.operations), default=0)
+        """Forecast of the peak resident bytes: the imports, the plan itself, per worker a slab as it is stored and in float32 with the
+        factors of the widest operation, and beside them what the look at the adapter left behind: two pairs of factors as they are
+        stored, the widest in float64 with their transposes, and four slabs in float64."""
+        slab = max((_slab_bytes(operation) for operation in self.operations), default=0)
         factors = max((_factor_bytes(operation) for operation in self.operations), default=0)
-        return IMPORTS + PLANNED * sum(1 for _ in self.operations) + workers * (widest + factors)
+        return IMPORTS + PLANNED * sum(1 for _ in self.operations) + workers * (slab + factors) + 3 * factors + 5 * slab
 
     @cached_property
     def digest(self) -> str:
@@ -114,16 +118,23 @@ class Plan:
             "equal": [asdict(pair) for pair in self.equal],
             "zero": [asdict(read) for read in self.zero],
             "literal": self.literal,
+            "dropped": list(self.dropped),
         }
 
 
 def plan(
-    catalogs: Iterable[Catalog], adapters: Iterable[Adapter], table: NameTable, options: Options, *, edits: Mapping[str, Any] | None = None
+    catalogs: Iterable[Catalog],
+    adapters: Iterable[Adapter],
+    table: NameTable,
+    options: Options,
+    *,
+    edits: Mapping[str, Any] | None = None,
+    scheme: encodings.Scheme | None = None,
 ) -> Plan:
     """The operations of every shard.
 
     catalogs  one per base shard, in the order in which the shards are to be written
-    edits     fields of config.json that the adapters' training changed
+    edits     fields of config.json that the adapters' training changed      scheme  how the base is quantised, if it is
 
     Raises AdapterError (all of a kind in one message) if a tensor has no place, has the wrong shape, or meets something
     that this version does not merge into.
@@ -131,21 +142,23 @@ def plan(
     catalogs, adapters = tuple(catalogs), tuple(adapters)
     entries = outline(catalogs, adapters)
     base = {name: tensor for shard in entries for name, tensor in shard}
-    placement = place(adapters, table, base)
+    scales = scheme.scales(base) if scheme else {}
+    placement = place(adapters, table, base, frozenset(base[name].name for name in scales))
     if edits and "architectures" in edits:
         heads.refuse_half(table, placement)
     target = OUTPUT_DTYPES[options.output_dtype]
+    companions = scheme.companions(base, scales) if scheme else frozenset[str]()
     if target:
-        _refuse_quantised(base.values(), options.output_dtype)
-    main = main_dtype(base.values())
-    dtypes = {main: target} if target else {}
+        _refuse_undecodable(base, scales.keys() | companions, options)
+    dropped = companions if target else frozenset[str]()
+    main = main_dtype(tensor for name, tensor in base.items() if name not in companions)
+    dtypes = {main: target, encodings.CODES: target} if target else {}
+    storage = Storage(base, placement.placed, main, dtypes, scales, scheme.suffix if scheme else "", options.block_mib * MIB)
     new = [name for name in placement.placed if name not in base]
     shards = []
     for catalog, held in zip(catalogs, entries, strict=True):
-        wanted = [_Wanted(name, source, placement.placed.get(name)) for name, source in held]
-        if catalog is catalogs[-1]:
-            wanted += [_Wanted(name, None, placement.placed[name]) for name in new]
-        shards.append(_shard(catalog, wanted, main, dtypes, options))
+        names = [name for name, _ in held if name not in dropped]
+        shards.append(shard(catalog, names + (new if catalog is catalogs[-1] else []), storage))
     return Plan(
         options,
         tuple(shards),
@@ -154,16 +167,17 @@ def plan(
         equal=placement.equal,
         zero=placement.zero,
         literal=not table.known,
+        dropped=tuple(sorted(dropped)),
     )
 
 
-def _refuse_quantised(tensors: Iterable[Tensor], output_dtype: str) -> None:
-    """Raises CheckpointError where another output dtype would have to decode what this version only carries."""
-    quantised = [str(tensor) for tensor in tensors if tensor.dtype.startswith(("F8", "F6", "F4"))]
-    if quantised:
+def _refuse_undecodable(base: Mapping[str, Tensor], known: Collection[str], options: Options) -> None:
+    """Raises CheckpointError where a quantised tensor has no scale to be decoded with."""
+    lost = [str(tensor) for name, tensor in base.items() if tensor.dtype.startswith(("F8", "F6", "F4")) and name not in known]
+    if lost:
         raise CheckpointError(
-            f"--output-dtype {output_dtype}: {len(quantised)} tensors are quantised, and this version does not decode them\n"
-            f"{listing(quantised)}\n{NOTHING_WRITTEN}"
+            f"--output-dtype {options.output_dtype}: {len(lost)} quantised tensors have no scale that config.json speaks of\n"
+            f"{listing(lost)}\n{NOTHING_WRITTEN}"
         )
 
 
@@ -176,68 +190,11 @@ def main_dtype(tensors: Iterable[Tensor]) -> str:
     return max(sorted(held), key=lambda dtype: held[dtype], default="")
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """One tensor of an output shard: the base's tensor of its place, and what the adapters make of it."""
-
-    name: str
-    source: Tensor | None
-    placed: Placed | None
-
-    @property
-    def begun(self) -> Read:
-        """What it is made from."""
-        if self.placed:
-            return self.placed.read
-        assert self.source is not None, "a tensor that the base has not is placed"
-        return Read("base", 0, self.source)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.placed.shape if self.placed else self.begun.tensor.shape
-
-    def dtype(self, main: str) -> str:
-        """The base's own, also where a trained tensor takes its place; the checkpoint's main dtype where there is none."""
-        held = self.source or (self.begun.tensor if self.begun.place == "base" else None)
-        return held.dtype if held else main
-
-
-def _shard(catalog: Catalog, wanted: list[_Wanted], main: str, dtypes: Mapping[str, str], options: Options) -> ShardPlan:
-    """One output shard; where no name, dtype or shape changes its header is the base's, byte for byte."""
-    specs = [(w.name, dtypes.get(w.dtype(main), w.dtype(main)), w.shape) for w in wanted]
-    changed = specs != [(tensor.name, tensor.dtype, tensor.shape) for tensor in catalog.tensors]
-    out = compose(catalog.file, specs, catalog.metadata) if changed else catalog
-    operations = tuple(_operation(w, target, options.block_mib * MIB) for w, target in zip(wanted, out.tensors, strict=True))
-    return ShardPlan(catalog.file, out.header, out.size, operations)
-
-
-def _operation(wanted: _Wanted, target: Tensor, block: int) -> Operation:
-    read, placed = wanted.begun, wanted.placed
-    if placed and placed.steps:
-        slabs = _rows(read.tensor, target, block, placed.rows)
-        passes = 2 if any(isinstance(step, Magnitude) and step.axis == 0 for step in placed.steps) else 1
-        return Operation("merge", target, (read,), slabs, placed.steps, passes)
-    return Operation("replace" if read.place == "adapter" else "copy", target, (read,), _slabs(read.tensor, target, block))
-
-
-def _slabs(source: Tensor, target: Tensor, block: int) -> Slabs:
-    """Bytes where they are carried as they are, rows where they are decoded."""
-    rows = target.shape[0] if target.shape else 1
-    return Slabs(0, block, target.size) if source.dtype == target.dtype else _rows(source, target, block, rows)
-
-
-def _rows(source: Tensor, target: Tensor, block: int, length: int) -> Slabs:
-    """As many rows as fit into a block, at least one, in the wider of the two dtypes."""
-    row = max(source.size, target.size) // max(1, length)
-    return Slabs(0, max(1, block // max(1, row)), length)
-
-
 def _slab_bytes(operation: Operation) -> int:
     """Stored bytes in and out, and the float32 twin, of one slab."""
-    target = operation.target
-    share = operation.slabs.height / max(1, operation.slabs.length)
-    stored = operation.reads[0].tensor.size + target.size
-    return int(min(1.0, share) * (stored + (0 if operation.verbatim else 4 * target.elements)))
+    target, read = operation.target, operation.reads[0].tensor
+    share = operation.cut.height / max(1, operation.cut.length)
+    return int(min(1.0, share) * (read.size + target.size + (0 if operation.verbatim else 4 * read.elements)))
 
 
 def _factor_bytes(operation: Operation) -> int:

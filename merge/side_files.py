@@ -23,6 +23,7 @@ TOKENIZER = (
 CONFIG, CARD = "config.json", "README.md"
 OURS = ("merge-manifest.json", "merge-run.jsonl")  # of an earlier merge, if the base is one
 OTHER_SENSES = ("vision", "audio")  # sections of a configuration that have vocabularies and layers of their own
+OF_QUANTISED = ("hf_quant_config.json",)  # speaks of scales that a decoded checkpoint has not
 TIE = "tie_word_embeddings"
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -33,7 +34,7 @@ class SideFiles:
 
     origins  file → "base", "adapter" or "written"
     sources  file → the path it is carried from, for those that are carried
-    stale    weight files of the base that nothing names: not carried
+    stale    files of the base that are not carried: weights that nothing names, and what speaks of a quantisation that is gone
     """
 
     origins: Mapping[str, str]
@@ -41,13 +42,18 @@ class SideFiles:
     stale: tuple[str, ...]
 
 
-def survey(base: Path, adapters: Iterable[Path], shards: Iterable[str], *, new_config: bool) -> SideFiles:
-    """Which side files the output will have. new_config  config.json changes. Raises AdapterError if two adapters' tokenizers differ."""
+def survey(base: Path, adapters: Iterable[Path], shards: Iterable[str], *, new_config: bool, decoded: bool = False) -> SideFiles:
+    """Which side files the output will have.
+
+    new_config  config.json changes      decoded  the base is quantised, and the output is not
+
+    Raises AdapterError if two adapters' tokenizers differ.
+    """
     adapters = tuple(adapters)
     _refuse_two_tokenizers(adapters)
     present = {path.relative_to(base).as_posix(): path for path in files_below(base)}
     weights = {*shards, INDEX}
-    stale = tuple(sorted(name for name in present if name not in weights and _is_weight(name)))
+    stale = tuple(sorted(name for name in present if name not in weights and (_is_weight(name) or (decoded and name in OF_QUANTISED))))
     sources = {name: path for name, path in present.items() if name not in weights and name not in stale and name not in OURS}
     origins = dict.fromkeys(sources, "base")
     for adapter in adapters:
@@ -99,14 +105,15 @@ def refuse_tokens_beyond(files: SideFiles, rows: int) -> None:
         raise AdapterError(f"{path}: token {last} lies beyond the embedding's {rows} rows. {NOTHING_WRITTEN}")
 
 
-def config(path: Path, output_dtype: str, edits: Mapping[str, Any]) -> bytes:
+def config(path: Path, output_dtype: str, edits: Mapping[str, Any], gone: tuple[str, ...] = ()) -> bytes:
     """config.json with its dtype fields, at every level, set to the output's, and with the fields that the merge changed.
 
+    gone   fields that are left out at every level where another dtype is chosen: a decoded checkpoint has no quantisation
     edits  field → value: set in every section that has it, and at the top where none has; a tie is always said at the top as well
     """
     data = read_json(path)
     if output_dtype != "same":
-        data = _retyped(data, TORCH_DTYPES[output_dtype])
+        data = _retyped(_without(data, gone), TORCH_DTYPES[output_dtype])
         if not data.keys() & {"dtype", "torch_dtype"}:
             data["dtype"] = TORCH_DTYPES[output_dtype]
     for name, value in edits.items():
@@ -115,6 +122,10 @@ def config(path: Path, output_dtype: str, edits: Mapping[str, Any]) -> bytes:
         for section in sections if sections and name != TIE else [*sections, data]:
             section[name] = value
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _without(value: Any, gone: tuple[str, ...]) -> Any:
+    return {k: _without(v, gone) for k, v in value.items() if k not in gone} if isinstance(value, dict) else value
 
 
 def _retyped(value: Any, dtype: str) -> Any:

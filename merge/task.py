@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from merge import architecture, planner, side_files, source
+from merge import architecture, encodings, planner, side_files, source
 from merge.adapter_files import read_adapter
 from merge.adapters import Adapter, config
 from merge.catalog import Catalog
@@ -20,7 +20,7 @@ from merge.placement import layers
 from merge.placement.layers import outline
 
 RUN_FILE = "merge-run.jsonl"
-ENGINE = {"name": "mergegate", "version": version("mergegate"), "plan": "2"}  # plan: the format that digests are of
+ENGINE = {"name": "mergegate", "version": version("mergegate"), "plan": "3"}  # plan: the format that digests are of
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,20 @@ class Merge:
         return made
 
     @cached_property
+    def scheme(self) -> encodings.Scheme | None:
+        """How the base is quantised, by its configuration."""
+        _ = self.catalogs  # where they are missing, that is what is to be said
+        return encodings.quantised(architecture.read_config(self.base / side_files.CONFIG))
+
+    @property
+    def decoded(self) -> bool:
+        """True where the base is quantised and the output is not."""
+        return self.scheme is not None and self.options.output_dtype != "same"
+
+    @cached_property
     def _made(self) -> tuple[planner.Plan, int | None]:
         """(the plan, rows of the base's input embeddings)."""
+        scheme = self.scheme  # a foreign one is refused by name, before anything else is made of the configuration
         keys = {name: tensor for shard in outline(self.catalogs, self.opened) for name, tensor in shard}
         wanted = {name for adapter in self.opened for contribution in adapter.contributions for name in contribution.names}
         path = self.base / side_files.CONFIG
@@ -89,7 +101,8 @@ class Merge:
             raise AdapterError(f"the adapters were trained for different heads: {sorted(map(str, heads))}. {NOTHING_WRITTEN}")
         head, edits = next(iter(heads), None), layers.edits(self.opened, settings)
         table = architecture.name_table(path, keys, wanted, head=head, changes=edits)
-        made = planner.plan(self.catalogs, self.opened, table, self.options, edits=edits | ({"architectures": [head]} if head else {}))
+        edits |= {"architectures": [head]} if head else {}
+        made = planner.plan(self.catalogs, self.opened, table, self.options, edits=edits, scheme=scheme)
         return made, keys[table.embedding].shape[0] if table.embedding else None
 
     @cached_property
@@ -97,7 +110,7 @@ class Merge:
         """What will stand beside the shards."""
         shards = [catalog.file for catalog in self.catalogs]
         new_config = self.options.output_dtype != "same" or bool(self._made[0].edits)
-        return side_files.survey(self.base, self.adapters, shards, new_config=new_config)
+        return side_files.survey(self.base, self.adapters, shards, new_config=new_config, decoded=self.decoded)
 
     @cached_property
     def adapter_stamps(self) -> tuple[dict[str, source.Stamp], ...]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from merge import rounding
+
 
 @dataclass(frozen=True, slots=True)
 class Plain:
@@ -20,6 +22,14 @@ class Plain:
         """The first bytes of a uint8 buffer, read as elements of this encoding."""
         count = self.width * torch.Size(shape).numel()
         return raw[:count].view(self.stored).view(shape)
+
+    def decode(self, stored: torch.Tensor, exact: torch.Tensor) -> None:
+        """Exact: float32 holds every BF16 and F16 number."""
+        exact.copy_(stored)
+
+    def encode(self, exact: torch.Tensor, stored: torch.Tensor) -> bool:
+        """Rounded once; False if a value became infinite or is not a number."""
+        return rounding.nearest(exact, stored)
 
 
 BF16 = Plain("BF16", torch.bfloat16, 2)

@@ -37,8 +37,8 @@ class Placement:
     zero: tuple[Read, ...]
 
 
-def place(adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tensor]) -> Placement:
-    """Raises AdapterError, all faults of a kind in one message."""
+def place(adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tensor], quantised: frozenset[str] = frozenset()) -> Placement:
+    """Raises AdapterError, all faults of a kind in one message. quantised  weights of the base that have a scale, so that they are read"""
     adapters = tuple(adapters)
     names = Names(table)
     for adapter in adapters:
@@ -51,7 +51,7 @@ def place(adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tens
             if isinstance(contribution, Addition) and _is_bypassed(contribution, names):
                 continue
             try:
-                _gather(adapter, contribution, names, base, sites)
+                _gather(adapter, contribution, names, base, sites, quantised)
             except AdapterError as error:
                 problems.append(str(error))
     problems += [problem for key, site in sites.items() if (problem := site.problem(str(site.tensor or key)))]
@@ -65,12 +65,19 @@ def place(adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tens
     return Placement(placed, _edits(placed, names, base, untied=settled.untied), settled.equal + _copies(sites), _idle(adapters, names))
 
 
-def _gather(adapter: Adapter, contribution: Contribution, names: Names, base: Mapping[str, Tensor], sites: dict[str, Site]) -> None:
+def _gather(
+    adapter: Adapter,
+    contribution: Contribution,
+    names: Names,
+    base: Mapping[str, Tensor],
+    sites: dict[str, Site],
+    quantised: frozenset[str],
+) -> None:
     """Put one contribution where it belongs; raises AdapterError where it does not fit."""
-    fit.refuse_storage(contribution, None)
+    fit.refuse_foreign(contribution)
     if isinstance(contribution, Stacked):
         for key, found in fit.stack(adapter, contribution, names, base).items():
-            fit.refuse_storage(contribution, base[key])
+            fit.refuse_storage(base[key], quantised)
             sites.setdefault(key, Site(base[key])).steps += found
         return
     spelled = names.parameter(contribution.names)
@@ -78,7 +85,8 @@ def _gather(adapter: Adapter, contribution: Contribution, names: Names, base: Ma
     name, parameter = spelled
     weight, source = names.find(name), names.whole(table_source(names, parameter))
     tensor = base[weight.key] if weight else base[source.key] if source else None
-    fit.refuse_storage(contribution, tensor)
+    if tensor is not None:
+        fit.refuse_storage(tensor, quantised)
     if weight and names.is_ambiguous(weight):
         raise AdapterError(f"{tensor}: another tensor of the base fills the same parameter {parameter}; which one is used cannot be known")
     site = sites.setdefault(weight.key if weight else parameter, Site(tensor))

@@ -15,13 +15,18 @@ ALWAYS_TRANSPOSED = (0, 19, 0)  # PEFT before it: lora_A over a stack's second a
 INVERTED = (0, 19, 1)  # PEFT before it, from 0.19.0: the rule of today upside down
 
 
-def refuse_storage(contribution: Contribution, tensor: Tensor | None) -> None:
-    """Raises AdapterError where one side is stored in a way that is carried but not computed with."""
+def refuse_foreign(contribution: Contribution) -> None:
+    """Raises AdapterError where the adapter's own tensors are stored in a way that is not computed with."""
     foreign = [str(given) for given in contribution.tensors if encodings.of(given) is None]
     if foreign:
         raise AdapterError(f"{foreign[0]}: adapter tensors of this dtype are not merged by this version")
-    if tensor is not None and encodings.of(tensor) is None:
-        raise AdapterError(f"{tensor}: stored as {tensor.dtype}, which this version carries but does not merge into")
+
+
+def refuse_storage(tensor: Tensor, quantised: frozenset[str]) -> None:
+    """Raises AdapterError where the base's tensor is stored in a way that is carried but not computed with."""
+    if encodings.of(tensor) is None and tensor.name not in quantised:
+        missing = " without a scale that config.json speaks of" if tensor.dtype == encodings.CODES else ""
+        raise AdapterError(f"{tensor}: stored as {tensor.dtype}{missing}, which this version carries but does not merge into")
 
 
 def steps(

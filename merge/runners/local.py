@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import xxhash
 
-from merge import arithmetic, encodings
+from merge import encodings
 from merge.errors import WriteError
 from merge.monitor import Monitor
 from merge.operation import Operation, ShardPlan, ShardRecord
@@ -96,11 +96,14 @@ class LocalRunner:
     def _slab(self, job: Job, start: int, stop: int, buffers: "Buffers", descriptor: int) -> str:
         """Read, work on and write one slab; its checksum."""
         operation = job.operation
-        raw = buffers.read(self._inputs, operation, start, stop)
-        if not operation.verbatim:
-            raw = _computed(operation, job.factors, raw, start, stop, buffers)
+        if operation.kind == "scale":
+            raw = _scales(operation, job.factors, buffers)
+        elif operation.verbatim:
+            raw = buffers.read(self._inputs, operation, start, stop)
+        else:
+            raw = _computed(operation, job.factors, start, stop, buffers)
         data = memory_of(raw)
-        place, _ = operation.span(operation.target, start, stop)
+        place, _ = operation.slabs.span(operation.target, start, stop)
         self._sink.write(descriptor, data, place)
         self._monitor.wrote(len(data))
         return xxhash.xxh3_64_hexdigest(data)
@@ -121,7 +124,7 @@ def matches(shard: ShardPlan, record: ShardRecord, written: Reader) -> bool:
         return False
     for operation in shard.operations:
         for start, stop in operation.slabs:
-            low, high = operation.span(operation.target, start, stop)
+            low, high = operation.slabs.span(operation.target, start, stop)
             data = memory_of(buffers.raw(0, high - low))
             written.into(shard.file, low, data)
             if xxhash.xxh3_64_hexdigest(data) != next(recorded):
@@ -138,21 +141,25 @@ def _jobs(shard: ShardPlan, inputs: Inputs) -> Iterator[Job]:
         number += len(slabs)
 
 
-def _computed(operation: Operation, factors: Factors, raw: torch.Tensor, start: int, stop: int, buffers: Buffers) -> torch.Tensor:
+def _computed(operation: Operation, factors: Factors, start: int, stop: int, buffers: Buffers) -> torch.Tensor:
     """The bytes of one slab of the target; raises WriteError where a value has no place in the output's dtype."""
-    target, source = operation.target, operation.reads[0].tensor
-    shape = (stop - start, target.elements // operation.slabs.length)
-    reads, writes = encodings.named(source.dtype), encodings.named(target.dtype)
-    low, high = operation.span(target, start, stop)
-    out = raw if reads is writes else buffers.raw(1, high - low)
-    stored, exact, result = reads.view(raw, shape), buffers.exact(shape), writes.view(out, shape)
-    if operation.parts:
-        finite = arithmetic.merge(stored, factors.steps(), start, exact, result)
-    else:
-        finite = arithmetic.convert(stored, exact, result)
-    if not finite:
+    low, high = operation.slabs.span(operation.target, start, stop)
+    grid = factors.target()
+    exact = factors.exact(start, stop, buffers)
+    out = buffers.raw(0 if operation.reads[0].tensor.dtype == operation.target.dtype else 1, high - low)  # what was read is not needed
+    if not grid.encode(exact, grid.view(out, tuple(exact.shape)), start):
         raise WriteError(
-            f"{target}: rows {start}…{stop} hold a NaN or a value beyond what {target.dtype} can hold.\n"
+            f"{operation.target}: rows {start}…{stop} hold a NaN or a value beyond what {operation.target.dtype} can hold.\n"
             "Choose a wider --output-dtype; the half-finished output can be removed with `python -m merge clean`."
         )
+    return out
+
+
+def _scales(operation: Operation, factors: Factors, buffers: Buffers) -> torch.Tensor:
+    """The bytes of the scale tensor of a merged weight; raises WriteError where a scale has no place in its dtype."""
+    scales, encoding = factors.target().scales, encodings.named(operation.target.dtype)
+    assert scales is not None, "a scale belongs to codes"
+    out = buffers.raw(1, operation.target.size)
+    if not encoding.encode(scales.values, encoding.view(out, tuple(scales.values.shape))):
+        raise WriteError(f"{operation.target}: a scale has outgrown {operation.target.dtype}. Choose --output-dtype bf16.")
     return out

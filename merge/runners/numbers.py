@@ -8,7 +8,7 @@ from merge.adapters import Adapter
 from merge.errors import NOTHING_WRITTEN, AdapterError, listing
 from merge.operation import Operation, Part, Read
 from merge.planner import Plan
-from merge.runners.inputs import Inputs
+from merge.runners.inputs import Buffers, Factors, Inputs
 
 SAMPLED = 4  # modules whose base weight is looked at
 OVERLAP = (0.5, 1.5)  # of ⟨Δ, W⟩ / ⟨Δ, Δ⟩: 0.97 for a PiSSA that was not converted, at most 0.13 in size for an ordinary LoRA
@@ -72,7 +72,7 @@ def _refuse_unconverted(plan: Plan, inputs: Inputs) -> None:
 
 def _is_plain(operation: Operation) -> bool:
     """True where one whole product is all that is added."""
-    if len(operation.parts) != 1 or len(operation.target.shape) != 2:
+    if operation.kind != "merge" or len(operation.parts) != 1 or len(operation.target.shape) != 2:
         return False
     part = operation.parts[0]
     return isinstance(part, Part) and part.a.tensor.shape[0] == part.b.tensor.shape[1] and part.rows == (0, operation.slabs.length)
@@ -84,8 +84,9 @@ def _overlap(operation: Operation, inputs: Inputs) -> tuple[float, float]:
     assert isinstance(part, Part), "chosen as one"
     a, b = inputs.tensor(part.a).double().flatten(1), inputs.tensor(part.b).double().flatten(1)
     dot = own = base = 0.0
+    factors, buffers = Factors(operation, inputs), Buffers()
     for start, stop in operation.slabs:
-        rows = inputs.rows(operation, start, stop).double()
+        rows = factors.exact(start, stop, buffers, steps=()).double()
         delta = part.scaling * ((a.T[start:stop] @ b.T) if part.transposed else (b[start:stop] @ a))
         dot, own, base = dot + float((delta * rows).sum()), own + float(delta.square().sum()), base + float(rows.square().sum())
     return (dot / own, dot / (own * base) ** 0.5) if own and base else (0.0, 0.0)

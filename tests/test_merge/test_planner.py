@@ -82,7 +82,7 @@ def test_operations_tile_their_shard() -> None:
         position = len(shard.header)
         for operation in shard.operations:
             assert operation.target.start == position
-            spans = [operation.span(operation.target, start, stop) for start, stop in operation.slabs]
+            spans = [operation.slabs.span(operation.target, start, stop) for start, stop in operation.slabs]
             assert spans[0][0] == position
             assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
             position = spans[-1][1]
