@@ -58,7 +58,7 @@ class Examination:
         self.places = places(self.base, self.merged)
         self.files = Files(self.base, self.merged, self.adapters)
         paths = [adapter.directory for adapter in self.adapters]
-        self.side_files = SideFiles(self.base, self.merged, paths, request.output_dtype, request.base_digest)
+        self.side_files = SideFiles(self.base, self.merged, paths, request.output_dtype, request.base_digest, lambda: self.ledger.declared)
 
     @cached_property
     def expected(self) -> int:
@@ -108,7 +108,8 @@ class Examination:
         screening = None if self.adapters else conclude(self.base, self.merged, gathered(found))
         apart = {f.subject for f in found if self.accepted.covering(f, date.today())}  # C8 judges the adapter without them
         kept = [finding for finding in found if finding.subject not in apart]
-        found += whole_fidelity(kept, len(self.ledger.parts.keys() - apart), self.request.min_retention)
+        added = {*self.ledger.parts, *(name for name, recipe in self.ledger.composed.items() if recipe.regions)}
+        found += whole_fidelity(kept, len(added - apart), self.request.min_retention)
         left, accepted, declared = self.accepted.apply(found, date.today(), whole=whole)
         ordered = tuple(sorted([*left, *declared], key=lambda finding: RANK[finding.outcome]))
         verdict, reason = decide(ordered, accepted, run=run, expected=self.expected, only=self.request.only, crashed=crashed)
@@ -153,19 +154,20 @@ class Examination:
         """Every adapter tensor consumed, every module that the adapter targets present, every field understood."""
         if not self.adapters:
             return [Finding(ACCOUNTING, ACCOUNTS, Outcome.NOT_INTERPRETED, self.claim.reason)]
-        if self.ledger.findings:
-            return list(self.ledger.findings)
+        if unsettled := [*self.ledger.findings, *self.tensors.missing()]:
+            return unsettled
         if damaged := [f"{adapter.directory.name}: {problem}" for adapter in self.adapters for _, problem in adapter.problems]:
             return [Finding(ACCOUNTING, ACCOUNTS, Outcome.FAILED, "; ".join(damaged))]
         figures = {"tensors": sum(self.ledger.tensors), "consumed": sum(self.ledger.consumed)}
-        return [Finding(ACCOUNTING, ACCOUNTS, Outcome.PASSED, figures=figures)]
+        return [Finding(ACCOUNTING, ACCOUNTS, Outcome.PASSED, "; ".join(self.ledger.notes), figures)]
 
     def _itself(self, subject: str) -> list[Finding]:
         if subject == FORMULA:
             return [formula()]
         names = sorted(name for name in self.ledger.parts if self.tensors.comparable(name))
         chosen = [names[place] for place in sorted({0, len(names) // 2, len(names) - 1})] if names else []
-        cases = [(name, self.base.tensors[name], self.merged.tensors[name].dtype, self.ledger.parts[name]) for name in chosen[:TENSORS]]
+        base, merged = self.tensors.base.tensors, self.merged.tensors
+        cases = [(name, base[name], merged[name].dtype, self.ledger.parts[name]) for name in chosen[:TENSORS]]
         return [power(cases, self.request.criterion)]
 
 

@@ -30,8 +30,7 @@ from torch import Tensor
 from certify.bounds import U32, Delta, bound
 from certify.checks.c4_merged import rows_of
 from certify.errors import CertifyError
-from certify.expect.factors import factors
-from certify.expect.ledger import Part
+from certify.expect.expectation import Part, factors
 from certify.expect.oracle import hold_formula, shape_class, unmerged
 from certify.expect.places import Orientation
 from certify.finding import Figure, Finding, Outcome

@@ -17,7 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 
 from certify.errors import NotInterpretedError
-from certify.expect.accounts import PREFIX
+from certify.expect.names import PREFIX
 from certify.expect.skeleton import skeleton
 from certify.finding import Figure, Finding, Outcome
 from certify.inputs.adapter import Adapter, AdapterTensor

@@ -1,7 +1,7 @@
 """The architecture that a base's config.json names, built by transformers without storage and without remote code."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ def quiet() -> Iterator[None]:
         transformers.utils.logging.set_verbosity(verbosity)
 
 
-def skeleton(base: Path) -> Any:
-    """The base's model class on the meta device.
+def skeleton(base: Path, changes: Mapping[str, Any] | None = None) -> Any:
+    """The base's model class on the meta device. changes: fields of its configuration that are to have other values.
 
     Raises NotInterpretedError if there is no config.json, or transformers does not know what it names.
     """
@@ -44,6 +44,8 @@ def skeleton(base: Path) -> Any:
     try:
         with quiet(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+            for name, value in (changes or {}).items():
+                setattr(config.get_text_config(), name, value)
             return model_class(config)
     except Exception as error:  # a config can be wrong in as many ways as transformers has lines
         raise NotInterpretedError(f"transformers cannot build {name} from the base's config.json: {error}") from error

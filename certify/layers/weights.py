@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from certify.bounds import Delta, bound
-from certify.checks.c4_merged import BLOCK, rows_of
+from certify.checks.c4_merged import rows_of
 from certify.errors import NotInterpretedError
-from certify.expect.factors import factors
+from certify.expect.expectation import factors
 from certify.expect.ledger import Ledger
+from certify.expect.target import BLOCK
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
