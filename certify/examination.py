@@ -75,7 +75,7 @@ class Examination:
             yield Question(FILES, name, _one(self.files.examine, name))
         for name in self.side_files.subjects:
             yield Question(FILES, name, _one(self.side_files.examine, name))
-        yield Question(FILES, LOADING, _one(loading, self.base, self.merged))
+        yield Question(FILES, LOADING, lambda: [loading(self.base, self.merged, self.ledger.declared)])
         for number, adapter in enumerate(self.adapters, start=1):
             label = ADAPTER_SUBJECT if len(self.adapters) == 1 else ADAPTER_SUBJECT.replace("adapter", f"adapter {number}")
             yield Question(FILES, label, _one(adapter_loading, self.base, adapter, label))

@@ -113,7 +113,7 @@ def _tensors(examination: "Examination") -> dict[str, int]:
     both = {*ledger.base.tensors, *ledger.touched} & merged if ledger.base else base & merged
     touched, replaced = {*ledger.parts, *ledger.composed} & both, {*ledger.replaced, *ledger.new} & both
     kinds = {"untouched": len(both - touched - replaced), "merged": len(touched), "replaced": len(replaced - touched)}
-    base = (base if ledger.base is None else {*ledger.base.tensors} | (base - {*examination.base.tensors})) | ledger.added
+    base = (base if ledger.base is None else {*ledger.base.tensors} | (base - {*examination.base.tensors})) | {*ledger.new}
     if not examination.adapters:
         kinds = {"not judged": len(base & merged)}
     return kinds | {"missing": len(base - merged), "extra": len(merged - base)}

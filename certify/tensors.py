@@ -45,7 +45,7 @@ class Tensors:
 
     def missing(self) -> list[Finding]:
         """C2 of what the adapters add and nobody has: no file names it, so that no other question is about it."""
-        names = {*self.ledger.added, *self.base.tensors} - {*self.merged.tensors, *self.merged.weight_map}
+        names = {*self.ledger.new, *self.base.tensors} - {*self.merged.tensors, *self.merged.weight_map}
         unheard = sorted(names - {*self._given.tensors, *self._given.weight_map})
         return [completeness(name, self.base, self.merged, self._demand(name)) for name in unheard]
 
@@ -60,13 +60,11 @@ class Tensors:
         ledger, base = self.ledger, self.base.tensors.get(name)
         composed = ledger.composed.get(name)
         begun = composed.start if composed else None
-        source = base or ledger.copied.get(name) or ledger.new.get(name) or begun
+        source = base or ledger.new.get(name) or begun
         if source is None:
             return None
         shape = composed.shape if composed else source.shape
         stored = {base.dtype} if base else {source.dtype, *filter(None, [self.main_dtype])}  # of a new tensor: the adapter's, or the base's
-        if name in ledger.copied and base is None:
-            stored = {source.dtype}
         return Demand(shape, tuple(sorted(expected_dtype(one, self.main_dtype, self.request.output_dtype) for one in stored)))
 
     def _value(self, name: str, listener: Listener | None) -> Finding:
@@ -77,7 +75,7 @@ class Tensors:
             return Finding(ACCOUNTING, name, Outcome.NOT_INTERPRETED, f"stored as {merged.dtype}, which this version does not decode")
         if name in ledger.replaced or name in ledger.new:
             return replaced_tensor(name, merged, ledger.replaced.get(name) or ledger.new[name])
-        base = ledger.copied.get(name) or self.base.tensors[name]
+        base = self.base.tensors[name]
         if name in ledger.parts:
             relatives = partial(self._relatives.of, name)
             return merged_tensor(name, base, merged, ledger.parts[name], self.request.criterion, relatives, listener)

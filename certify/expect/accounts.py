@@ -90,10 +90,9 @@ class Accounts:
             raise DamagedError(self._lost(weight))
         return place
 
-    def key(self, weight: str, place: Place) -> str:
+    def key(self, place: Place) -> str:
         """Whose draft it is: a tied weight's own name where the place is that of the weight that it is tied to."""
-        parameter = self.places.parameter(weight)
-        return parameter if self.places.source(parameter) == place.parameter else place.key
+        return place.parameter if self.places.source(place.parameter) and not self.places.of_parameter(place.parameter) else place.key
 
     def known_dtypes(self, key: str, *names: str) -> None:
         """Raises NotInterpretedError unless everything is stored in a float dtype that this version computes with."""

@@ -11,7 +11,7 @@ from certify.expect.draft import Draft
 from certify.expect.expectation import Expectation, Part
 from certify.expect.heads import task_class
 from certify.expect.places import Names
-from certify.expect.ties import refuse_many, ties, untied
+from certify.expect.ties import Tie, refuse_many, ties, untied
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import AdapterTensor
 from certify.inputs.checkpoint import Checkpoint
@@ -20,16 +20,20 @@ from certify.inputs.stored import Stored
 
 @dataclass
 class Composed:
-    """The ledger's entries; see `certify.expect.ledger`."""
+    """The ledger's entries; see `certify.expect.ledger`. base grows: by a head that parts from its embedding, by rows of the vocabulary."""
 
+    base: Checkpoint
     declared: Declared
     parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     replaced: dict[str, AdapterTensor] = field(default_factory=dict)
     composed: dict[str, Expectation] = field(default_factory=dict)
-    copied: dict[str, Stored] = field(default_factory=dict)
     new: dict[str, AdapterTensor] = field(default_factory=dict)
     unjudged: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+
+    def see(self, key: str, stored: Stored) -> None:
+        """From now on the base holds this."""
+        self.base = replace(self.base, tensors=self.base.tensors | {key: stored})
 
     def declare(self, reason: str, changes: Changes) -> None:
         reasons = (*self.declared.reasons, reason)
@@ -37,13 +41,13 @@ class Composed:
 
 
 def compose(base: Checkpoint, places: Names, settled: Sequence[Accounts], model: Any, declared: Declared) -> Composed:
-    """model: the skeleton of the base's architecture; None where it is unknown."""
-    made = Composed(declared)
+    """base: with the layers that the adapters were trained on. model: the skeleton of its architecture; None: unknown."""
+    made = Composed(base, declared)
     drafts = _together(settled, made)
-    starts = {key: base.tensors[key] for key in drafts if key in base.tensors}
-    _part(base, places, drafts, starts, made)
+    for key, tied in ties(places).items():
+        _part(key, tied, drafts, made)
     for key, draft in drafts.items():
-        _enter(key, draft, starts, base, places, made)
+        _enter(key, draft, places, made)
     _heads(settled, model, made)
     return made
 
@@ -60,53 +64,54 @@ def _together(settled: Sequence[Accounts], made: Composed) -> dict[str, Draft]:
     return drafts
 
 
-def _part(base: Checkpoint, places: Names, drafts: dict[str, Draft], starts: dict[str, Stored], made: Composed) -> None:
-    """Tied weights that were changed differently."""
-    for key, tied in ties(places).items():
-        apart = []
+def _part(key: str, tied: list[Tie], drafts: dict[str, Draft], made: Composed) -> None:
+    """Tied weights that were changed differently: from now on each is a tensor of its own."""
+    try:
+        apart = [tie for tie in tied if untied(tie, drafts)]
+        if apart:
+            refuse_many(key, tied)
+    except (DamagedError, NotInterpretedError) as error:
+        made.unjudged[key] = str(error)
+        made.findings.append(Finding(CODE, key, Outcome.NOT_INTERPRETED, str(error)))
         for tie in tied:
-            try:
-                if not untied(tie, drafts):
-                    continue
-                apart.append(tie)
-                refuse_many(key, tied)
-            except (DamagedError, NotInterpretedError) as error:
-                made.unjudged[key] = str(error)
-                made.findings.append(Finding(CODE, key, Outcome.NOT_INTERPRETED, str(error)))
-                drafts.pop(tie.alias, None)
-                break
-            starts[tie.alias] = base.tensors[key]
-            if tie.alias not in drafts and tie.alone:
-                made.copied[tie.alias] = base.tensors[key]
-        if apart and key not in made.unjudged:
-            made.declare(f"{key} and {apart[0].alias} were trained apart", {"tie_word_embeddings": False})
-    for key in [key for key in drafts if key not in base.tensors and key not in starts]:
+            drafts.pop(tie.alias, None)
+        return
+    for tie in apart:
+        if tie.alone:
+            made.see(tie.alias, made.base.tensors[key])
+        made.declare(f"{key} and {tie.alias} were trained apart", {"tie_word_embeddings": False})
+
+
+def _enter(key: str, draft: Draft, places: Names, made: Composed) -> None:
+    """One tensor's entry."""
+    if key not in made.base.tensors:
         made.findings.append(Finding(CODE, key, Outcome.NOT_INTERPRETED, "tied to a tensor that the base has not"))
-        del drafts[key]
-
-
-def _enter(key: str, draft: Draft, starts: dict[str, Stored], base: Checkpoint, places: Names, made: Composed) -> None:
-    start = starts.get(key) or base.tensors[key]
-    if not draft.parts and not draft.replacing:
         return
     if problem := draft.problem():
         made.unjudged[key] = problem
         return
-    if draft.start is not None and draft.start.shape != start.shape:
-        _resized(key, draft.start.shape[0], places, made)
-    shape = start.shape
-    if draft.plain and key in base.tensors and len(shape) == 2:
+    if draft.start is not None and draft.start.shape != made.base.tensors[key].shape:
+        _resized(key, draft, places, made)
+    start = made.base.tensors[key]
+    if draft.tokens and max(draft.tokens) >= (draft.start or start).shape[0]:
+        made.findings.append(Finding(CODE, key, Outcome.FAILED, f"row {max(draft.tokens)} is replaced, beyond its {start.shape[0]} rows"))
+    elif draft.plain and draft.parts and len(start.shape) == 2:
         made.parts[key] = tuple(part for _, part in draft.parts)
-    elif draft.start and not draft.parts and not draft.tokens and key in base.tensors and draft.start.shape == shape:
+    elif draft.start and not draft.parts and not draft.tokens and draft.start.shape == start.shape:
         made.replaced[key] = draft.start
-    else:
+    elif draft.parts or draft.replacing:
         made.composed[key] = draft.expectation(start)
 
 
-def _resized(key: str, rows: int, places: Names, made: Composed) -> None:
-    place = places.all.get(key)
+def _resized(key: str, draft: Draft, places: Names, made: Composed) -> None:
+    """The adapter's copy of a grown vocabulary takes the place of the base's table."""
+    assert draft.start is not None
+    place, rows = places.all.get(key), draft.start.shape[0]
     if place is None or place.parameter == places.embedding or places.is_head(place.parameter):
         made.declare(f"{key} has {rows} rows", {"vocab_size": rows})
+    if isinstance(draft.start.source, Stored) and draft.snapshot:
+        made.see(key, draft.start.source)
+        draft.start, draft.snapshot = None, False
 
 
 def _heads(settled: Sequence[Accounts], model: Any, made: Composed) -> None:

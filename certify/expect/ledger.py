@@ -20,7 +20,6 @@ from certify.expect.terms import read_terms, uninterpreted
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import Adapter, AdapterTensor
 from certify.inputs.checkpoint import Checkpoint
-from certify.inputs.stored import Stored
 from certify.inputs.strict_json import read_object
 
 CODE = "C4"
@@ -32,9 +31,9 @@ class Ledger:
     """What must happen to each tensor of the base.
 
     parts      disk key → low-rank deltas on all rows of a matrix      replaced  disk key → the adapter tensor that takes its place
-    composed   disk key → any other recipe                             copied    new key → the base's tensor, unchanged
-    new        new key → the adapter's tensor of a head that the base has not
-    base       the base as the adapters saw it; None: as it is         declared  differences that the adapters declare
+    composed   disk key → any other recipe             new  new key → the adapter's tensor of a head that the base has not
+    base       the base as the adapters saw it: with the layers that they repeat, a head of its own, a grown vocabulary; None: as it is
+    declared   differences that the adapters declare   notes  what a reader of the certificate should know
     unjudged   disk key → why its expectation is unknown
     findings   the accounting: adapter tensors without a place, modules without adapter tensors, fields not understood
     complete   every tensor outside of all these must be the base's, bit for bit
@@ -50,7 +49,6 @@ class Ledger:
     consumed: tuple[int, ...] = ()
     peft_modules: tuple[int | None, ...] = ()
     composed: dict[str, Expectation] = field(default_factory=dict)
-    copied: dict[str, Stored] = field(default_factory=dict)
     new: dict[str, AdapterTensor] = field(default_factory=dict)
     base: Checkpoint | None = None
     declared: Declared = field(default_factory=Declared)
@@ -59,12 +57,7 @@ class Ledger:
     @property
     def touched(self) -> set[str]:
         """Every tensor that is not simply the base's."""
-        return {*self.parts, *self.replaced, *self.composed, *self.copied, *self.new}
-
-    @property
-    def added(self) -> set[str]:
-        """The tensors that the base has not."""
-        return self.touched - self.base.tensors.keys() if self.base else set()
+        return {*self.parts, *self.replaced, *self.composed, *self.new}
 
 
 def build_ledger(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float]) -> Ledger:
@@ -89,7 +82,7 @@ def build_ledger(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequenc
         findings=tuple(finding for accounts in settled for finding in accounts.findings) + tuple(made.findings),
         complete=all(accounts.complete for accounts in settled) and not any(adapter.problems for adapter in adapters),
         tensors=counts, consumed=tuple(accounts.consumed for accounts in settled), peft_modules=tuple(witnessed),
-        composed=made.composed, copied=made.copied, new=made.new, base=seen, declared=made.declared, notes=notes,
+        composed=made.composed, new=made.new, base=made.base, declared=made.declared, notes=notes,
     )  # fmt: skip
 
 

@@ -10,12 +10,13 @@ LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 FACTORS: Final = re.compile(
     r"(.*)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B|lora_magnitude_vector(?:\.weight)?)"
 )
-OF_BASE: Final = re.compile(r"(.*)\.base_layer\.(weight|bias)")
-TOKENS: Final = re.compile(r"(.*)\.(?:token_adapter\.)?trainable_tokens_delta")
-STRANGE: Final = re.compile(r"\.(?:lora_|base_layer\.|token_adapter\.|original_module\.|modules_to_save\.)")
+OF_BASE: Final = re.compile(r"(.*?)(?:\.token_adapter)?\.base_layer\.(weight|bias)")
+TOKENS: Final = re.compile(r"(.*?)\.(?:token_adapter\.)?trainable_tokens_delta")
+STRANGE: Final = re.compile(r"\.(?:lora_|base_layer\.|token_adapter\.)")
+WRAPPER: Final = re.compile(r"(.*)\.(modules_to_save|original_module)\.([^.]+)")  # bias="all" saves the biases of a saved module thrice
 WRAPPED: Final = "base_layer"  # a step that PEFT inserts into paths
 
-Family = Literal["pair", "base", "tokens", "saved", "strange"]
+Family = Literal["pair", "base", "tokens", "saved", "again", "strange"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def _parsed(name: str) -> tuple[Family, str, str]:
         return "tokens", match[1], "rows"
     if match := OF_BASE.fullmatch(name):
         return "base", match[1], match[2]
+    if match := WRAPPER.fullmatch(name):
+        return "again", match[1], f"{match[2]}.{match[3]}"
     if STRANGE.search(name):
         return "strange", *_split(name)
     return "saved", *_split(name)

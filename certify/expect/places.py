@@ -6,7 +6,7 @@ tables; they meet at the parameter, or, for fused experts, at the name that is r
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -152,7 +152,7 @@ class Places:
         """The disk tensor behind a weight name of an adapter; a tied weight is found at the one that it shares."""
         parameter, renamed, _ = self._meet(name)
         found = self._by_parameter.get(parameter) or self._by_renamed.get(renamed)
-        return found or self._by_parameter.get(self._source.get(parameter, "")) or self._beside(name)
+        return found or self._tied(parameter) or self._beside(name)
 
     def parameter(self, name: str) -> str:
         """The in-memory parameter that a name means, whether or not there is one."""
@@ -168,7 +168,7 @@ class Places:
 
     def is_head(self, parameter: str) -> bool:
         """Whether it is the weight of the model's output embedding; a tied one is its source."""
-        return parameter == self._head and bool(parameter)
+        return bool(self._head) and self._head in (parameter, self._source.get(parameter))
 
     def inside(self, name: str) -> Piece | None:
         """The share of a disk tensor that holds all experts, where a name speaks of a single one."""
@@ -229,6 +229,13 @@ class Places:
 
     def _converter(self, pattern: str) -> Any:
         return next(c for c in self._converters if pattern in c.source_patterns)
+
+    def _tied(self, parameter: str) -> Place | None:
+        """A weight that is not on disk: the tensor that it shares, seen from its own module."""
+        if (shared := self._by_parameter.get(self._source.get(parameter, ""))) is None:
+            return None
+        orientation = self._orientation(parameter, None)
+        return replace(shared, parameter=parameter, orientation=orientation, kind=self._kind(parameter, orientation))
 
     def _beside(self, name: str) -> Place | None:
         """A tensor that the architecture leaves out (a layer that predicts further tokens), by its own name: it is built as its like in the

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from certify.errors import NotInterpretedError
 from certify.expect.kinds.pairs import settle_pair
-from certify.expect.kinds.saved import settle_base, settle_saved
+from certify.expect.kinds.saved import settle_again, settle_base, settle_saved
 from certify.expect.kinds.tokens import settle_tokens
 from certify.expect.names import Family, Group
 from certify.expect.terms import Terms
@@ -23,5 +23,6 @@ SETTLE: Final[Mapping[Family, Callable[["Accounts", Group, Terms], None]]] = {
     "base": settle_base,
     "tokens": settle_tokens,
     "saved": settle_saved,
+    "again": settle_again,
     "strange": _strange,
 }

@@ -36,7 +36,7 @@ def settle_pair(accounts: "Accounts", group: Group, terms: Terms) -> None:
     if place is None:
         place = accounts.place(weight)  # says what is lost
     _refuse_untargeted(accounts, group, place, terms)
-    key = accounts.key(weight, place)
+    key = accounts.key(place)
     accounts.known_dtypes(place.key, a, b)
     orientation = _orientation(accounts, group, place)
     rank = terms.rank(group.module)

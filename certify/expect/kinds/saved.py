@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from certify.errors import DamagedError, NotInterpretedError
-from certify.expect.names import Group
+from certify.expect.names import PREFIX, Group
 from certify.expect.terms import Terms
 from certify.inputs.adapter import AdapterTensor
 
@@ -42,6 +44,17 @@ def settle_saved(accounts: "Accounts", group: Group, terms: Terms) -> None:
     _put(accounts, path, name, snapshot=not trained)
 
 
+def settle_again(accounts: "Accounts", group: Group, terms: Terms) -> None:
+    """What bias="all" saves of a module that is saved whole: its trained bias once more, and the one that is not in use any more."""
+    ((leaf, name),) = group.names.items()
+    copy, _, own = leaf.partition(".")
+    twin = next((n for n in accounts.adapter.tensors if n.removeprefix(PREFIX) == f"{group.module}.{own}"), None)
+    if twin is None or not terms.saves(group.module):
+        raise NotInterpretedError(f"{group.module}: this version does not interpret this kind of adapter tensor")
+    if copy == "modules_to_save" and not torch.equal(accounts.tensor(name).load(), accounts.tensor(twin).load()):
+        raise DamagedError(f"{name} and {twin} are the same weight with different values")
+
+
 def _put(accounts: "Accounts", weight: str, name: str, *, snapshot: bool) -> None:
     """The adapter's tensor instead of the base's; only a copy of an embedding may have another number of rows."""
     place, value = accounts.place(weight), accounts.tensor(name)
@@ -50,7 +63,7 @@ def _put(accounts: "Accounts", weight: str, name: str, *, snapshot: bool) -> Non
     resized = len(value.shape) == 2 and value.shape[1:] == before[1:] and place.kind in EMBEDDINGS
     if value.shape != before and not (resized and _of_vocabulary(accounts, place.parameter)):
         raise DamagedError(f"{value.described()} does not fit {place.key} {accounts.base.tensors[place.key].described()}")
-    key = accounts.key(weight, place)
+    key = accounts.key(place)
     draft = accounts.draft(key)
     if draft.start is not None:
         raise DamagedError(f"another tensor of the file replaces {key} as well")

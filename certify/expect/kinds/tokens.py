@@ -22,7 +22,5 @@ def settle_tokens(accounts: "Accounts", group: Group, terms: Terms) -> None:
         raise DamagedError(f"no field of the adapter's configuration says which rows of {place.key} it replaces")
     if accounts.tensor(name).shape != (len(rows), *shape[1:]) or len(set(rows)) != len(rows):
         raise DamagedError(f"{accounts.tensor(name).shape} does not fit {len(rows)} rows of {place.key} {shape}")
-    if max(rows) >= shape[0]:
-        raise DamagedError(f"row {max(rows)} lies beyond {place.key} {shape}")
-    draft = accounts.draft(accounts.key(weight, place))
+    draft = accounts.draft(accounts.key(place))
     draft.tokens, draft.token_rows = rows, accounts.tensor(name)
