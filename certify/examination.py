@@ -143,7 +143,7 @@ class Examination:
 
     @property
     def _behaving(self) -> tuple[Checkpoint, Checkpoint, Ledger, tuple[Adapter, ...], tuple[float, ...], str]:
-        return self.base, self.merged, self.ledger, self.adapters, self.weights, self.request.criterion
+        return self.ledger.base or self.base, self.merged, self.ledger, self.adapters, self.weights, self.request.criterion
 
     def _tensor(self, name: str, shard: str) -> list[Finding]:
         """What the journal holds of this shard, found in the very same bytes, is taken from there."""

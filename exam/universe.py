@@ -75,7 +75,10 @@ def main() -> int:
             verdicts[feature][certificate.verdict.value] += 1
             if certificate.exit_code:
                 why[feature].append(f"{family}: {certificate.verdict.value} {certificate.reason}")
-            print(f"{family:14s} {feature:18s} {certificate.verdict.value:10s} {certificate.reason if certificate.exit_code else ''}", flush=True)
+            print(
+                f"{family:14s} {feature:18s} {certificate.verdict.value:10s} {certificate.reason if certificate.exit_code else ''}",
+                flush=True,
+            )
             shutil.rmtree(one.merged.parent)
     for feature, counts in verdicts.items():
         print(f"{feature:18s} " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))

@@ -133,5 +133,8 @@ def _heads(settled: Sequence[Accounts], model: Any, made: Composed) -> None:
             accounts.note(first, str(error))
             continue
         made.new |= accounts.new
+        for key, tensor in accounts.new.items():
+            if isinstance(tensor.source, Stored):
+                made.see(key, tensor.source)
         made.declare(f"{first} is a head that the base has not", {"architectures": [name]})
         made.declared = replace(made.declared, labels=labels)

@@ -17,3 +17,8 @@ class Declared:
     config: Changes = field(default_factory=dict)
     labels: int = 0
     reasons: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> Changes:
+        """What the configuration must be told before the model is built."""
+        return self.config | ({"num_labels": self.labels} if self.labels else {})

@@ -34,7 +34,7 @@ def skeleton(base: Path, changes: Mapping[str, Any] | None = None) -> Any:
     Raises NotInterpretedError if there is no config.json, or transformers does not know what it names.
     """
     try:
-        stated = read_object(base / CONFIG).get("architectures")
+        stated = (changes or {}).get("architectures") or read_object(base / CONFIG).get("architectures")
     except DamagedError as error:
         raise NotInterpretedError(f"the base's architecture is unknown: {error}") from error
     name = stated[0] if isinstance(stated, list) and stated and isinstance(stated[0], str) else ""
@@ -44,8 +44,9 @@ def skeleton(base: Path, changes: Mapping[str, Any] | None = None) -> Any:
     try:
         with quiet(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-            for name, value in (changes or {}).items():
-                setattr(config.get_text_config(), name, value)
+            for part in (config, config.get_text_config()):
+                for name, value in (changes or {}).items():
+                    setattr(part, name, value)
             return model_class(config)
     except Exception as error:  # a config can be wrong in as many ways as transformers has lines
         raise NotInterpretedError(f"transformers cannot build {name} from the base's config.json: {error}") from error

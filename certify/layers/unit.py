@@ -48,8 +48,7 @@ class Unit:
     @property
     def touched(self) -> set[str]:
         """Disk keys that the adapters change."""
-        ledger = self.weights.ledger
-        return {key for key in self.keys if key in ledger.parts or key in ledger.replaced}
+        return self.keys & self.weights.ledger.touched
 
     @property
     def unfit(self) -> str:
@@ -122,6 +121,8 @@ class Unit:
         root.unit = copy.deepcopy(self.skeleton)
         modules = {}
         for key in sorted(self.keys & unmerged.trained.keys()):
+            if not f"{layout.all[key].parameter}.".startswith(f"{self.path}." if self.path else ""):
+                continue  # a head that is tied to what was adapted elsewhere: W + Δ is read
             inner = layout.all[key].parameter.removeprefix(self.path).strip(".").split(".")
             path = ".".join(["unit", *inner[:-1]])
             if not layout.all[key].fused and is_linear(root.get_submodule(path)):
