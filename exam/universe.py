@@ -1,7 +1,7 @@
-"""The gate over the whole table of family × feature: what the engine merges must be certified. `python -m exam.universe [--family F] [--feature X]`.
+"""The gate over the whole table of family × feature: `python -m exam.universe [--family F] [--feature X] [--level L] [--faults]`.
 
-Every cell has a base by transformers, an adapter by PEFT (or written by disk names), and the engine's merge of them, which tests.matrix
-holds against its own float64 reference. The gate then judges it at --level; the table says certified, incomplete (why) or rejected.
+What the engine merges must be certified, and with --faults every planted fault must be rejected. Every cell has a base by transformers, an
+adapter by PEFT (or written by disk names), and the engine's merge of them, which tests.matrix holds against its own float64 reference.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import certify
 from certify.verdict import Certificate
+from exam.universe_faults import planted
 from tests.matrix import cell, table, trial
 from tests.matrix.families import FAMILIES
 from tests.matrix.features import FEATURES
@@ -60,31 +61,40 @@ def merging(family: str | None, feature: str | None) -> Iterator[tuple[str, str]
             yield one, other
 
 
+def missed(one: Cell) -> Iterator[tuple[str, Certificate]]:
+    """(fault, certificate) for every fault planted in a cell; a right gate rejects them all."""
+    out = one.merged.with_name("fault")
+    for name in planted(one.feature, one.base, one.merged, one.adapters, out):
+        yield name, one.judged("weights", out)
+
+
 def main() -> int:
-    """Exit code 1 where a right merge is rejected."""
+    """Exit code 1 where a right merge is rejected, or a fault is not."""
     parser = argparse.ArgumentParser(prog="python -m exam.universe")
     parser.add_argument("--family")
     parser.add_argument("--feature")
     parser.add_argument("--level", default="modules")
+    parser.add_argument("--faults", action="store_true", help="plant the feature's faults in every cell as well")
     asked = parser.parse_args()
-    began, verdicts, why = time.monotonic(), defaultdict[str, Counter[str]](Counter), defaultdict[str, list[str]](list)
+    began, verdicts, seen = time.monotonic(), defaultdict[str, Counter[str]](Counter), Counter[str]()
     with tempfile.TemporaryDirectory() as room:
         for family, feature in merging(asked.family, asked.feature):
             one = made(family, feature, Path(room))
             certificate = one.judged(asked.level)
             verdicts[feature][certificate.verdict.value] += 1
-            if certificate.exit_code:
-                why[feature].append(f"{family}: {certificate.verdict.value} {certificate.reason}")
-            print(
-                f"{family:14s} {feature:18s} {certificate.verdict.value:10s} {certificate.reason if certificate.exit_code else ''}",
-                flush=True,
-            )
+            told = certificate.reason if certificate.exit_code else ""
+            print(f"{family:14s} {feature:18s} {certificate.verdict.value:10s} {told}", flush=True)
+            for fault, found in missed(one) if asked.faults else ():
+                seen[found.verdict.value] += 1
+                if found.exit_code != 1:
+                    print(f"{family:14s} {feature:18s} MISSED     {fault}: {found.verdict.value} {found.reason}", flush=True)
             shutil.rmtree(one.merged.parent)
     for feature, counts in verdicts.items():
         print(f"{feature:18s} " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
     total = sum(verdicts.values(), Counter[str]())
-    print(f"{sum(total.values())} cells: {dict(total)}, {time.monotonic() - began:.0f} s")
-    return int(total["REJECTED"] + total["ERROR"] > 0)
+    faults = f"; {sum(seen.values())} faults: {dict(seen)}" if asked.faults else ""
+    print(f"{sum(total.values())} cells: {dict(total)}{faults}, {time.monotonic() - began:.0f} s")
+    return int(total["REJECTED"] + total["ERROR"] + sum(seen.values()) - seen["REJECTED"] > 0)
 
 
 if __name__ == "__main__":
