@@ -22,6 +22,7 @@ from certify.expect.expectation import Part, factors
 from certify.expect.oracle import peft_merged, textbook, unmerged
 from certify.expect.places import Orientation
 from certify.expect.target import Block
+from certify.expect.witness import hold_kinds
 from certify.fidelity import Fidelity
 from certify.finding import Figure, Finding, Outcome
 from certify.inputs.dtypes import FLOATS
@@ -82,6 +83,7 @@ def formula() -> Finding:
         hypothesis.configuration.set_hypothesis_home_dir(room)
         try:
             SETTINGS(given(toy=TOYS)(agree))()
+            hold_kinds()
         except Exception as error:
             told = f"the gate contradicts itself on a small case: {type(error).__name__}: {error}"
         finally:

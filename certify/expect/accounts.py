@@ -112,20 +112,20 @@ class Accounts:
             self._leave(group, str(error))
         except NotInterpretedError as error:
             self.note(names[0], str(error))
-            self._leave(group, str(error))
-            self.complete &= group.family == "pair"
+            marked = self._leave(group, str(error))
+            self.complete &= marked and group.family == "pair"
             self.consumed += len(names)
 
-    def _leave(self, group: Group, reason: str) -> None:
-        """Marks the disk tensors that an unsettled group is about, if there are any."""
+    def _leave(self, group: Group, reason: str) -> bool:
+        """Marks the disk tensors that an unsettled group is about; False where there are none."""
         own = group.names.keys() if group.family in ("base", "saved", "strange") else group.names.keys() & {"bias"}
-        own = group.names.keys() if group.family in ("base", "saved", "strange") else group.names.keys() & {"bias"}
-        leaves = {"weight", *own}
-        for leaf in leaves:
-            place = self.places.find(f"{group.module}.{leaf}")
-            key = place.key if place is not None else f"{group.module}.{leaf}"
-            if key in self.base.tensors:
-                self.unjudged[key] = reason
+        places = [self.places.find(f"{group.module}.{leaf}") for leaf in {"weight", *own}]
+        keys = {place.key for place in places if place is not None} | {f"{group.module}.{leaf}" for leaf in own | {"weight"}}
+        if not any(places):  # a module whose parameters are trained themselves: experts
+            members = {member.parameter for member in self.places.members(group.module)}
+            keys |= {key for key, place in self.places.all.items() if place.parameter in members}
+        self.unjudged.update(dict.fromkeys(keys & self.base.tensors.keys(), reason))
+        return bool(keys & self.base.tensors.keys())
 
     def _lost(self, weight: str) -> str:
         """Why a name has no place; a base tensor that no module of the architecture owns cannot be given an orientation."""

@@ -60,8 +60,8 @@ def loading(base: Checkpoint, merged: Checkpoint, declared: Declared | None = No
     """
     try:
         expected = checkpoint_report(base)
-    except NotInterpretedError as error:
-        return Finding(CODE, SUBJECT, Outcome.NOT_INTERPRETED, str(error))
+    except NotInterpretedError as error:  # C4 decides what may be said about an unknown architecture, and C9 that no layer was run
+        return Finding(CODE, SUBJECT, Outcome.UNDECIDED, str(error))
     if not expected.asked:
         return Finding(CODE, SUBJECT, Outcome.NOT_INTERPRETED, f"transformers cannot be asked about the base: {expected.refused}")
     try:
@@ -92,7 +92,7 @@ def adapter_loading(base: Checkpoint, adapter: Adapter, subject: str = ADAPTER_S
     try:
         found = adapter_report(base, adapter)
     except NotInterpretedError as error:
-        return Finding(CODE, subject, Outcome.NOT_INTERPRETED, str(error))
+        return Finding(CODE, subject, Outcome.UNDECIDED, str(error))
     figures: dict[str, Figure] = {"missing": len(found.initialised), "dropped": len(found.unexpected)}
     told = [f"PEFT cannot load it: {found.refused}"] if found.refused else []
     told += [f"PEFT finds {_counted(found.initialised)} missing"] if found.initialised else []

@@ -103,7 +103,7 @@ def test_architectures_that_cannot_be_built(cases: dict[str, Case], tmp_path: Pa
     (merged / "config.json").write_text('{"architectures": ["Nobody"]}')
     assert asked(cases["llama"], merged).outcome is Outcome.FAILED
     unknown = loading(open_checkpoint(merged), open_checkpoint(cases["llama"].merged))
-    assert unknown.outcome is Outcome.NOT_INTERPRETED
+    assert unknown.outcome is Outcome.UNDECIDED
 
 
 def test_a_loader_that_cannot_be_asked_is_no_pass(cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch) -> None:
