@@ -5,9 +5,11 @@ from functools import cached_property, partial
 from certify.checks.c2_completeness import Demand, completeness, expected_dtype, main_dtype
 from certify.checks.c3_untouched import untouched
 from certify.checks.c4_merged import Listener, composed_tensor, merged_tensor, replaced_tensor
+from certify.checks.c5_composed import ComposedAnswers, composed_answers
 from certify.checks.c5_modules import Answers, module_answers
 from certify.checks.c8_fidelity import tensor_fidelity
 from certify.errors import DamagedError
+from certify.expect.expectation import Expectation
 from certify.expect.ledger import CODE as ACCOUNTING
 from certify.expect.ledger import Ledger
 from certify.finding import Finding, Outcome
@@ -93,9 +95,18 @@ class Tensors:
         if merged.dtype not in FLOATS:
             told = f"stored as {merged.dtype}, which this version does not decode"
             return [Finding(ACCOUNTING, name, Outcome.NOT_INTERPRETED, told)]
-        value = composed_tensor(name, expectation, merged, self.request.criterion)
+        answers = self._listening(expectation)
+        value = composed_tensor(name, expectation, merged, self.request.criterion, answers.hear if answers else None)
+        behaviour = answers.finding(name) if answers and not value.figures.get("unreadable") else None
         fidelity = tensor_fidelity(value, self.request.criterion) if expectation.regions else None
-        return [finding for finding in (value, fidelity) if finding]
+        return [finding for finding in (value, behaviour, fidelity) if finding]
+
+    def _listening(self, expectation: Expectation) -> ComposedAnswers | None:
+        """C5 of a recipe, where the level asks for it."""
+        try:
+            return composed_answers(expectation, self.request.criterion) if self.request.reaches("modules") else None
+        except DamagedError:  # C4 says so
+            return None
 
     def _answers(self, name: str) -> Answers | None:
         """C5 of a touched tensor, where the level asks for it; it listens while C4 reads."""

@@ -42,16 +42,16 @@ def settle_pair(accounts: "Accounts", group: Group, terms: Terms) -> None:
     rank = terms.rank(group.module)
     _hold_shapes(accounts, a, b, rank, place, orientation)
     stated = _finite(terms.scaling(group.module))
-    scaling = stated * _twice(accounts, place, terms)
+    times = _times(accounts, place, terms)
     _magnitude(accounts, group, terms, key, orientation, place)
-    _bias(accounts, group, terms, scaling)
+    _bias(accounts, group, terms, stated)
     draft = accounts.draft(key)
     if draft.parts:
         raise DamagedError(f"another pair belongs to the same tensor {key}")
     draft.convolution = place.kind == "convolution"
-    draft.parts.append(
-        (None, Part(accounts.tensor(a), accounts.tensor(b), rank, scaling * accounts.weight, orientation, path=group.module))
-    )
+    part = Part(accounts.tensor(a), accounts.tensor(b), rank, stated * accounts.weight, orientation, path=group.module)
+    rows = None if times == 1 else (0, accounts.base.tensors[place.key].shape[0])  # what is added twice is no plain sum: it rounds twice
+    draft.parts += [(rows, part)] * times
     accounts.scalings[key] = stated
 
 
@@ -119,15 +119,15 @@ def _finite(scaling: float) -> float:
     return scaling
 
 
-def _twice(accounts: "Accounts", place: Place, terms: Terms) -> float:
+def _times(accounts: "Accounts", place: Place, terms: Terms) -> int:
     """2 for the output projection of an attention module that PEFT wraps as a whole."""
     module, _, leaf = place.parameter.removesuffix(".weight").rpartition(".")
     owner = accounts.places.find(f"{module}.in_proj_weight") if leaf == "out_proj" else None
     if owner is None or owner.kind != "attention":
-        return 1.0
+        return 1
     if terms.version is not None and terms.version > TWICE_UNTIL:
         raise NotInterpretedError(f"{place.key}: whether this PEFT still adds the delta of out_proj twice is not known")
-    return 2.0
+    return 2
 
 
 def _magnitude(accounts: "Accounts", group: Group, terms: Terms, key: str, orientation: Orientation, place: Place) -> None:
