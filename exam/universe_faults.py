@@ -45,8 +45,8 @@ class Scene:
 Plant = Callable[[Scene], Tensors]  # the tensors that are different
 FOCUS: Mapping[str, str] = {
     "bias_all": r"bias$", "bias_lora_only": r"bias$", "lora_bias": r"bias$", "modules_to_save": r"(norm|lm_head|layer_norm|ln_f).*weight$",
-    "embedding": r"(embed|wte)", "embedding_dora": r"(embed|wte)", "head": r"(lm_head|embed_out)", "tied_alike": r"embed",
-    "saved_embedding": r"(embed|wte)", "saved_head": r"lm_head", "saved_alike": r"embed", "token_rows": r"(embed|wte)",
+    "embedding": r"(embed|wte|shared)", "embedding_dora": r"(embed|wte|shared)", "head": r"(lm_head|embed_out)", "tied_alike": r"embed",
+    "saved_embedding": r"(embed|wte|shared)", "saved_head": r"lm_head", "saved_alike": r"embed", "token_rows": r"(embed|wte|shared)",
     "experts": r"experts", "experts_alone": r"experts", "disk_names": r"experts|mlp", "attention_module": r"out_proj\.weight",
     "dora": r"q_proj", "resized": r"q_proj|k_proj|v_proj",
 }  # fmt: skip

@@ -32,7 +32,7 @@ from certify.checks.c4_merged import rows_of
 from certify.errors import CertifyError
 from certify.expect.expectation import Part, factors
 from certify.expect.oracle import hold_formula, shape_class, unmerged
-from certify.expect.places import Orientation
+from certify.expect.place import Orientation
 from certify.finding import Figure, Finding, Outcome
 
 CODE = "C5"

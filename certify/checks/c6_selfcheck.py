@@ -20,7 +20,7 @@ from certify.checks import c4_merged
 from certify.errors import DamagedError
 from certify.expect.expectation import Part, factors
 from certify.expect.oracle import peft_merged, textbook, unmerged
-from certify.expect.places import Orientation
+from certify.expect.place import Orientation
 from certify.expect.target import Block
 from certify.expect.witness import hold_kinds
 from certify.fidelity import Fidelity

@@ -7,7 +7,7 @@ from certify.errors import DamagedError, NotInterpretedError
 from certify.expect.demands import demands
 from certify.expect.draft import Draft
 from certify.expect.names import Group, groups
-from certify.expect.places import Names, Place
+from certify.expect.place import Names, Place
 from certify.expect.terms import Terms, read_terms, uninterpreted
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import CONFIG, Adapter, AdapterTensor

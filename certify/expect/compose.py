@@ -10,7 +10,7 @@ from certify.expect.declared import Changes, Declared
 from certify.expect.draft import Draft
 from certify.expect.expectation import Expectation, Part
 from certify.expect.heads import task_class
-from certify.expect.places import Names
+from certify.expect.place import Names
 from certify.expect.ties import Tie, refuse_many, ties, untied
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import AdapterTensor

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from certify.expect.places import Place
+from certify.expect.place import Place
 from certify.expect.terms import Terms
 
 if TYPE_CHECKING:

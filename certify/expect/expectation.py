@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from certify.bounds import Delta
-from certify.expect.places import Orientation
+from certify.expect.place import Orientation
 from certify.inputs.adapter import AdapterTensor
 from certify.inputs.stored import Stored
 

@@ -12,7 +12,8 @@ from certify.expect.compose import Composed, compose
 from certify.expect.declared import Declared
 from certify.expect.expectation import Expectation, Part
 from certify.expect.literal import LiteralNames
-from certify.expect.places import Names, Places
+from certify.expect.place import Names
+from certify.expect.places import Places
 from certify.expect.replication import changes, expanded
 from certify.expect.skeleton import skeleton
 from certify.expect.structure import compare_with_peft

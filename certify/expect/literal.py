@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from certify.errors import NotInterpretedError
-from certify.expect.places import Member, Piece, Place
+from certify.expect.place import Member, Piece, Place
 from certify.inputs.stored import Stored
 
 

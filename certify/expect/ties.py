@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from certify.errors import NotInterpretedError
 from certify.expect.draft import Draft, alike
-from certify.expect.places import Names
+from certify.expect.place import Names
 
 
 class Tie(NamedTuple):

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from certify.errors import CertifyError
 from certify.expect.expectation import Cut, Expectation, Part, Region
-from certify.expect.places import Orientation
+from certify.expect.place import Orientation
 from certify.expect.skeleton import quiet
 from certify.expect.target import Target
 from certify.inputs.adapter import AdapterTensor

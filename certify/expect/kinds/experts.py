@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from certify.errors import DamagedError, NotInterpretedError
 from certify.expect.expectation import Cut, Part
 from certify.expect.names import Group
-from certify.expect.places import Member, Orientation, Piece
+from certify.expect.place import Member, Orientation, Piece
 from certify.expect.terms import Terms
 
 if TYPE_CHECKING:

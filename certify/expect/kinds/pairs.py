@@ -12,7 +12,7 @@ from certify.errors import DamagedError, NotInterpretedError
 from certify.expect.expectation import Part
 from certify.expect.kinds.experts import settle_expert, settle_parameter
 from certify.expect.names import PREFIX, Group
-from certify.expect.places import Orientation, Place
+from certify.expect.place import Orientation, Place
 from certify.expect.terms import Terms
 
 if TYPE_CHECKING:
