@@ -23,6 +23,7 @@ class Accounts:
 
     drafts    tensor → what the adapter makes of it; a tied weight that is not on disk stands under its parameter's name
     scalings  tensor → the factor of its only plain pair       new  tensor that the base has not → the adapter's
+    parameters  those that were trained themselves (target_parameters) and are in the file
     unjudged  disk key → why                                   complete  False where something may change tensors that are not named here
     """
 
@@ -31,6 +32,7 @@ class Accounts:
         self.drafts: dict[str, Draft] = {}
         self.scalings: dict[str, float] = {}
         self.new: dict[str, AdapterTensor] = {}
+        self.parameters: set[str] = set()
         self.unjudged: dict[str, str] = {}
         self.findings: list[Finding] = []
         self.consumed = 0

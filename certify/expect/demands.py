@@ -20,6 +20,8 @@ def demands(accounts: "Accounts", terms: Terms) -> Iterator[str]:
     """
     single_experts = any(key in accounts.drafts and place.fused for key, place in accounts.places.all.items())
     for key, place in accounts.places.all.items():
+        if terms.targets_parameter(place.parameter) and place.parameter not in accounts.parameters:
+            yield place.parameter
         yield from _of(key, place, terms, fused=single_experts, tokens=place.parameter == accounts.places.embedding)
         for alias in accounts.places.aliases(place.parameter):
             if accounts.places.of_parameter(alias) is None and _weight_of(alias, terms):
@@ -31,7 +33,7 @@ def _of(key: str, place: Place, terms: Terms, *, fused: bool, tokens: bool) -> I
     adapted = place.kind in ADAPTED and (fused or not place.fused) and terms.targets(place.paths())
     biased = leaf == "bias" and (terms.bias == "all" or (terms.bias == "lora_only" and terms.targets({module})))
     rows = leaf == "weight" and terms.rows_of(module, embedding=tokens)
-    if adapted or biased or rows or terms.saves(module) or terms.targets_parameter(place.parameter):
+    if adapted or biased or rows or terms.saves(module):
         yield key
 
 

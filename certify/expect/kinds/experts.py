@@ -34,6 +34,7 @@ def settle_parameter(accounts: "Accounts", group: Group, terms: Terms, members: 
     if {"bias", "magnitude"} & group.names.keys() or terms.dora or terms.lora_bias:
         raise DamagedError("PEFT knows neither DoRA nor lora_bias on a parameter")
     member = chosen[len(chosen) - 1 - group.depth]
+    accounts.parameters.add(member.parameter)
     a, b = accounts.tensor(group.names["lora_A"]), accounts.tensor(group.names["lora_B"])
     rank, scaling = terms.rank(member.parameter), terms.scaling(member.parameter)
     if not math.isfinite(scaling):
