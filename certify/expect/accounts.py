@@ -75,7 +75,7 @@ class Accounts:
 
     def demand(self, key: str) -> None:
         """Fails once for a targeted tensor that the file says nothing about."""
-        if not {key} & (self.drafts.keys() | self.unjudged.keys() | self._missing):
+        if not (key in self.drafts or key in self.unjudged or key in self._missing):
             self._missing.add(key)
             self.fail(key, "the adapter's own configuration names this module, but its file holds no tensor for it")
 
