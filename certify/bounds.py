@@ -16,11 +16,18 @@ only e explains (`beyond_rounding`), and is undecided where that is not small ag
 
 Rounding is monotone, so the stored value M of any right merge satisfies   round(v − e) ≤ M ≤ round(v + e).
 
+DoRA (Liu et al. 2024, arXiv:2402.09353) scales the sum:  t = g·v,  g = m/‖V‖ over the n elements of a row or a column of the sum V.
+A float32 merge takes the norm of its own sum, which is off by at most ‖e‖ (triangle inequality); squaring, adding n terms ≥ 0 in any order
+and the root are off by a factor (n/2 + 3)·u (Higham §4.2: γₙ₊₁, halved by the root, + u), and squares below 2⁻¹²⁶ by √(n·2⁻¹²⁶). With
+δ = (‖e‖ + √(n·2⁻¹²⁶))/‖V‖ + (n/2 + 3)·u the quotient is off by the factor ε = δ/(1 − δ) + 2u, and with the last product
+
+    e' = |g|·(1 + ε)·e + |t|·(ε + 2u) + 2⁻¹²⁶.       Where δ ≥ ½ nothing is right: the direction of the sum is not known.
+
 criterion   accepts
 nearest     one rounding to the stored dtype, as above
 peft        also what peft 0.21.2 does otherwise (tuners/lora/layer.py, Linear.merge): Δ rounded before it is added, to the base's dtype
             (safe_merge=True) or to the adapter's (adapters kept in half precision; on CUDA B·A is rounded before the scaling too);
-            several adapters one after another, rounded after each
+            several adapters one after another, rounded after each; under DoRA, every sum that a rounded Δ can give
 faithful    both grid neighbours of every value in [v − e, v + e]; what stochastic rounding may choose from
 """
 
@@ -68,6 +75,27 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Gain:
+    """DoRA's factor, float64, and how far a float32 one may be from it, relative: one per row (rows, 1), or one per column (1, columns)."""
+
+    value: Tensor
+    error: Tensor
+
+    @classmethod
+    def of(cls, magnitude: Tensor, squares: Tensor, errors: Tensor, count: int) -> "Gain":
+        """squares: Σ V², errors: Σ e², each over the `count` elements of a row or column; all float64 of one shape."""
+        norm = squares.sqrt()
+        off = (errors.sqrt() + (count * TINY) ** 0.5) / norm + (count / 2 + 3) * U32
+        return cls(magnitude / norm, torch.where(off < 0.5, off / (1 - off) + 2 * U32, torch.nan))
+
+    def __call__(self, exact: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+        """(t, e') of v and e."""
+        scaled = exact * self.value
+        room = self.value.abs() * (1 + self.error) * slack + scaled.abs() * (self.error + 2 * U32) + TINY
+        return scaled, room
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
     """Closed intervals per element, float64, (rows, columns); a value is right if one of them holds it. exact = v, slack = e."""
 
@@ -83,26 +111,37 @@ class Bound:
         return inside & torch.isfinite(merged)
 
 
-def bound(base: Tensor, deltas: Sequence[Delta], stored: torch.dtype, criterion: str) -> Bound:
-    """What may be stored for W + Σ deltas.
+def bound(base: Tensor, deltas: Sequence[Delta], stored: torch.dtype, criterion: str, gain: Gain | None = None) -> Bound:
+    """What may be stored for W + Σ deltas, or for gain ∘ (W + Σ deltas).
 
     base (rows, columns)  in the dtype that the base is stored in      stored  the dtype of the merged tensor
     """
-    W = base.double()
     terms = [delta.double() for delta in deltas]
+    exact, slack = reach(base, terms, criterion if gain else "nearest")
+    if gain is not None:
+        exact, slack = gain(exact, slack)
+    low, high = exact - slack, exact + slack
+    if criterion == "faithful":
+        return Bound(exact, slack, ((_down(low, stored), _up(high, stored)),))
+    nearest = (_nearest(low, stored), _nearest(high, stored))
+    if criterion == "nearest" or gain is not None or not terms:
+        return Bound(exact, slack, (nearest,))
+    return Bound(exact, slack, (nearest, *_peft(base.double(), terms, base.dtype, stored)))
+
+
+def reach(base: Tensor, terms: Sequence[Delta], criterion: str) -> tuple[Tensor, Tensor]:
+    """(v, e) of a block; under `peft`, e holds the rounding of Δ to the coarsest of its dtypes as well. terms: float64."""
+    W = base.double()
     exact = W + sum(term.value() for term in terms)
     slack = W.abs().mul_((sum(term.rank for term in terms) + SPARE) * U32)
     for term in terms:
         slack += term.slack()
     untouched = sum(term.magnitude() for term in terms) == 0  # every product is zero, and W + 0 is exact
     slack.masked_fill_(untouched & ((W == 0) | (W.abs() >= TINY)), 0.0)
-    low, high = exact - slack, exact + slack
-    if criterion == "faithful":
-        return Bound(exact, slack, ((_down(low, stored), _up(high, stored)),))
-    nearest = (_nearest(low, stored), _nearest(high, stored))
-    if criterion == "nearest":
-        return Bound(exact, slack, (nearest,))
-    return Bound(exact, slack, (nearest, *_peft(W, terms, base.dtype, stored)))
+    if criterion == "peft":
+        for term in terms:
+            slack += torch.stack([half_ulp(term.value(), grid) for grid in {base.dtype, term.dtype}]).amax(0)
+    return exact, slack
 
 
 def beyond_rounding(merged: Tensor, right: Bound, base: torch.dtype, stored: torch.dtype, criterion: str, adapters: int) -> Tensor:

@@ -62,7 +62,7 @@ class Examination:
         self.weights = request.weights or (1.0,) * len(self.adapters)
         self.places = places(self.base, self.merged)
         self.files = Files(self.base, self.merged, self.adapters)
-        self.side_files = SideFiles(self.base, self.merged, paths, request.output_dtype, request.base_digest)
+        self.side_files = SideFiles(self.base, self.merged, paths, request.output_dtype, request.base_digest, lambda: self.ledger.declared)
 
     @cached_property
     def expected(self) -> int:
@@ -79,7 +79,7 @@ class Examination:
             yield Question(FILES, name, _one(self.files.examine, name))
         for name in self.side_files.subjects:
             yield Question(FILES, name, _one(self.side_files.examine, name))
-        yield Question(FILES, LOADING, _one(loading, self.base, self.merged))
+        yield Question(FILES, LOADING, lambda: [loading(self.base, self.merged, self.ledger.declared)])
         for number, adapter in enumerate(self.adapters, start=1):
             label = ADAPTER_SUBJECT if len(self.adapters) == 1 else ADAPTER_SUBJECT.replace("adapter", f"adapter {number}")
             yield Question(FILES, label, _one(adapter_loading, self.base, adapter, label))
@@ -155,11 +155,12 @@ class Examination:
         """C8 of the whole adapter, without the differences that somebody answers for."""
         apart = {finding.subject for finding in found if self.accepted.covering(finding, date.today())}
         kept = [finding for finding in found if finding.subject not in apart]
-        return whole_fidelity(kept, len(self.ledger.parts.keys() - apart), self.request.min_retention)
+        added = {*self.ledger.parts, *(name for name, recipe in self.ledger.composed.items() if recipe.regions)}
+        return whole_fidelity(kept, len(added - apart), self.request.min_retention)
 
     @property
     def _behaving(self) -> tuple[Checkpoint, Checkpoint, Ledger, tuple[Adapter, ...], tuple[float, ...], str]:
-        return self.base, self.merged, self.ledger, self.adapters, self.weights, self.request.criterion
+        return self.ledger.base or self.base, self.merged, self.ledger, self.adapters, self.weights, self.request.criterion
 
     def _tensor(self, name: str, shard: str) -> list[Finding]:
         """What the journal holds of this shard, found in the very same bytes, is taken from there."""
@@ -170,19 +171,20 @@ class Examination:
         """Every adapter tensor consumed, every module that the adapter targets present, every field understood."""
         if not self.adapters:
             return [Finding(ACCOUNTING, ACCOUNTS, Outcome.NOT_INTERPRETED, self.claim.reason)]
-        if self.ledger.findings:
-            return list(self.ledger.findings)
+        if unsettled := [*self.ledger.findings, *self.tensors.missing()]:
+            return unsettled
         if damaged := [f"{adapter.directory.name}: {problem}" for adapter in self.adapters for _, problem in adapter.problems]:
             return [Finding(ACCOUNTING, ACCOUNTS, Outcome.FAILED, "; ".join(damaged))]
         figures = {"tensors": sum(self.ledger.tensors), "consumed": sum(self.ledger.consumed)}
-        return [Finding(ACCOUNTING, ACCOUNTS, Outcome.PASSED, figures=figures)]
+        return [Finding(ACCOUNTING, ACCOUNTS, Outcome.PASSED, "; ".join(self.ledger.notes), figures)]
 
     def _itself(self, subject: str) -> list[Finding]:
         if subject == FORMULA:
             return [formula()]
         names = sorted(name for name in self.ledger.parts if self.tensors.comparable(name))
         chosen = [names[place] for place in sorted({0, len(names) // 2, len(names) - 1})] if names else []
-        cases = [(name, self.base.tensors[name], self.merged.tensors[name].dtype, self.ledger.parts[name]) for name in chosen[:TENSORS]]
+        base, merged = self.tensors.base.tensors, self.merged.tensors
+        cases = [(name, base[name], merged[name].dtype, self.ledger.parts[name]) for name in chosen[:TENSORS]]
         return [power(cases, self.request.criterion)]
 
 

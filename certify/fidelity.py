@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from certify.bounds import Delta, half_ulp
-from certify.expect.places import Orientation
+from certify.expect.place import Orientation
 from certify.finding import Figure
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from certify.bounds import Delta
-from certify.expect.factors import factors
+from certify.expect.expectation import factors
 from certify.expect.ledger import Ledger
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.stored import Stored

@@ -118,8 +118,11 @@ def _counts(code: str, findings: Sequence[Finding]) -> dict[str, int]:
 def _tensors(examination: "Examination") -> dict[str, int]:
     """How many tensors of each kind there are; what is missing or extra is counted there alone. Without adapters no kind is known."""
     base, merged = {*examination.base.tensors, *examination.base.weight_map}, set(examination.merged.tensors)
-    touched, replaced = examination.ledger.parts.keys() & base & merged, examination.ledger.replaced.keys() & base & merged
-    kinds = {"untouched": len((base & merged) - touched - replaced), "merged": len(touched), "replaced": len(replaced - touched)}
+    ledger = examination.ledger
+    both = {*ledger.base.tensors, *ledger.touched} & merged if ledger.base else base & merged
+    touched, replaced = {*ledger.parts, *ledger.composed} & both, {*ledger.replaced, *ledger.new} & both
+    kinds = {"untouched": len(both - touched - replaced), "merged": len(touched), "replaced": len(replaced - touched)}
+    base = (base if ledger.base is None else {*ledger.base.tensors} | (base - {*examination.base.tensors})) | {*ledger.new}
     if not examination.adapters:
         kinds = {"not judged": len(base & merged)}
     return kinds | {"missing": len(base - merged), "extra": len(merged - base)}

@@ -2,12 +2,14 @@
 
 from functools import cached_property, partial
 
-from certify.checks.c2_completeness import completeness, expected_dtype, main_dtype
+from certify.checks.c2_completeness import Demand, completeness, expected_dtype, main_dtype
 from certify.checks.c3_untouched import untouched
-from certify.checks.c4_merged import Listener, merged_tensor, replaced_tensor
+from certify.checks.c4_merged import Listener, composed_tensor, merged_tensor, replaced_tensor
+from certify.checks.c5_composed import ComposedAnswers, composed_answers
 from certify.checks.c5_modules import Answers, module_answers
 from certify.checks.c8_fidelity import tensor_fidelity
 from certify.errors import DamagedError
+from certify.expect.expectation import Expectation
 from certify.expect.ledger import CODE as ACCOUNTING
 from certify.expect.ledger import Ledger
 from certify.finding import Finding, Outcome
@@ -19,24 +21,35 @@ from certify.screen import noted
 
 
 class Tensors:
-    """The checks of one judgement's tensors; `unknown` says why the ledger does not explain everything, if it does not."""
+    """The checks of one judgement's tensors; `unknown` says why the ledger does not explain everything, if it does not.
+
+    base: as the adapters saw it: with their stack of layers
+    """
 
     def __init__(self, base: Checkpoint, merged: Checkpoint, ledger: Ledger, request: Request, unknown: str) -> None:
-        self.base, self.merged, self.ledger, self.request, self._unknown = base, merged, ledger, request, unknown
+        self.merged, self.ledger, self.request, self._unknown = merged, ledger, request, unknown
+        self.base, self._given = ledger.base or base, base
         self.main_dtype = main_dtype(base)
 
     def examine(self, name: str) -> list[Finding]:
         """Every check's finding about one tensor; C2 alone where the two sides cannot be compared."""
-        base = self.base.tensors.get(name)
-        expected = expected_dtype(base.dtype, self.main_dtype, self.request.output_dtype) if base else None
-        found = completeness(name, self.base, self.merged, expected)
-        if found.outcome is not Outcome.PASSED:
+        demand, gone = self._demand(name), name in self._given.tensors and name not in self.base.tensors
+        found = completeness(name, self.base, self.merged, demand, gone=gone)
+        if found.outcome is not Outcome.PASSED or gone:
             return [found]
+        if name in self.ledger.composed and name not in self.ledger.unjudged:
+            return [found, *self._composed(name)]
         answers = self._answers(name)
         value = self._value(name, answers.take if answers else None)
         behaviour = answers.finding(name) if answers and not value.figures.get("unreadable") else None
         fidelity = tensor_fidelity(value, self.request.criterion)
         return [finding for finding in (found, value, behaviour, fidelity) if finding]
+
+    def missing(self) -> list[Finding]:
+        """C2 of what the adapters add and nobody has: no file names it, so that no other question is about it."""
+        names = {*self.ledger.new, *self.base.tensors} - {*self.merged.tensors, *self.merged.weight_map}
+        unheard = sorted(names - {*self._given.tensors, *self._given.weight_map})
+        return [completeness(name, self.base, self.merged, self._demand(name)) for name in unheard]
 
     def comparable(self, name: str) -> bool:
         """Whether low-rank deltas, and nothing else, are added to a tensor that both sides hold as floats of one shape."""
@@ -44,15 +57,28 @@ class Tensors:
         known = name in ledger.parts and name not in ledger.unjudged and name not in ledger.replaced
         return known and base is not None and merged is not None and base.shape == merged.shape and merged.dtype in FLOATS
 
+    def _demand(self, name: str) -> Demand | None:
+        """What C2 asks of a tensor; None where nobody expects it, or the base cannot be read."""
+        ledger, base = self.ledger, self.base.tensors.get(name)
+        composed = ledger.composed.get(name)
+        begun = composed.start if composed else None
+        source = base or ledger.new.get(name) or begun
+        if source is None:
+            return None
+        shape = composed.shape if composed else source.shape
+        stored = {base.dtype} if base else {source.dtype, *filter(None, [self.main_dtype])}  # of a new tensor: the adapter's, or the base's
+        return Demand(shape, tuple(sorted(expected_dtype(one, self.main_dtype, self.request.output_dtype) for one in stored)))
+
     def _value(self, name: str, listener: Listener | None) -> Finding:
-        base, merged, ledger = self.base.tensors[name], self.merged.tensors[name], self.ledger
+        merged, ledger = self.merged.tensors[name], self.ledger
         if name in ledger.unjudged:
             return Finding(ACCOUNTING, name, Outcome.NOT_INTERPRETED, ledger.unjudged[name])
-        if name in ledger.replaced:
-            return replaced_tensor(name, merged, ledger.replaced[name])
+        if merged.dtype not in FLOATS and name in {*ledger.parts, *ledger.replaced, *ledger.new}:
+            return Finding(ACCOUNTING, name, Outcome.NOT_INTERPRETED, f"stored as {merged.dtype}, which this version does not decode")
+        if name in ledger.replaced or name in ledger.new:
+            return replaced_tensor(name, merged, ledger.replaced.get(name) or ledger.new[name])
+        base = self.base.tensors[name]
         if name in ledger.parts:
-            if merged.dtype not in FLOATS:
-                return Finding(ACCOUNTING, name, Outcome.NOT_INTERPRETED, f"stored as {merged.dtype}, which this version does not decode")
             relatives = partial(self._relatives.of, name)
             return merged_tensor(name, base, merged, ledger.parts[name], self.request.criterion, relatives, listener)
         found = untouched(name, base, merged)
@@ -62,6 +88,25 @@ class Tensors:
             why = self._unknown or "not everything about the adapter is interpreted"
             return Finding(found.code, name, Outcome.NOT_INTERPRETED, f"differs from the base, and cannot be judged: {why}", found.figures)
         return found
+
+    def _composed(self, name: str) -> list[Finding]:
+        """C4, C5 and C8 of a tensor with a recipe of its own."""
+        merged, expectation = self.merged.tensors[name], self.ledger.composed[name]
+        if merged.dtype not in FLOATS:
+            told = f"stored as {merged.dtype}, which this version does not decode"
+            return [Finding(ACCOUNTING, name, Outcome.NOT_INTERPRETED, told)]
+        answers = self._listening(expectation)
+        value = composed_tensor(name, expectation, merged, self.request.criterion, answers.hear if answers else None)
+        behaviour = answers.finding(name) if answers and not value.figures.get("unreadable") else None
+        fidelity = tensor_fidelity(value, self.request.criterion) if expectation.regions else None
+        return [finding for finding in (value, behaviour, fidelity) if finding]
+
+    def _listening(self, expectation: Expectation) -> ComposedAnswers | None:
+        """C5 of a recipe, where the level asks for it."""
+        try:
+            return composed_answers(expectation, self.request.criterion) if self.request.reaches("modules") else None
+        except DamagedError:  # C4 says so
+            return None
 
     def _answers(self, name: str) -> Answers | None:
         """C5 of a touched tensor, where the level asks for it; it listens while C4 reads."""

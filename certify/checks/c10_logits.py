@@ -48,7 +48,7 @@ def logits(
     ):
         sentence = f"not run: {gone[0]} is missing from the merged checkpoint, or has another shape"
         return Finding(CODE, SUBJECT, Outcome.NOT_INTERPRETED, sentence)
-    if ledger.unjudged or not ledger.parts.keys() | ledger.replaced.keys():
+    if ledger.unjudged or not ledger.touched:
         sentence = f"not run: {next(iter(ledger.unjudged.values()), 'no tensor is known to be adapted')}"
         return Finding(CODE, SUBJECT, Outcome.NOT_INTERPRETED, sentence)
     try:
@@ -63,7 +63,7 @@ def logits(
 
 def _finding(u: Tensor, r: Tensor, b: Tensor, m: Tensor, a: Tensor, x: Tensor, shaken: Tensor, *, read: Weights) -> Finding:
     """The judgement of all sets of logits, (tokens, vocabulary) float64."""
-    choices, ratio = read.choices({*read.ledger.parts})
+    choices, ratio = read.choices({*read.ledger.parts, *read.ledger.composed})
     floor, base, merged, free = (math.sqrt(kl) for kl in (_kl(u, r), _kl(u, b), _kl(u, m), _kl(r, a)))
     room = admissible(a - r, _one(free), _one(floor), _one(choices), _one(ratio), each=False)
     noise = _float32(x, shaken, read) if choices else 0.0

@@ -1,5 +1,7 @@
 """C2: every tensor of the base index is there, and nothing else; with its shape and the declared dtype."""
 
+from dataclasses import dataclass
+
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import FLOATS, TARGETS
@@ -8,22 +10,39 @@ CODE = "C2"
 TITLE = "every tensor of the base is there, with its shape and dtype"
 
 
-def completeness(subject: str, base: Checkpoint, merged: Checkpoint, dtype: str | None) -> Finding:
-    """One key of (base index ∪ merged). `dtype`: what it must be stored as; None where the base itself cannot be read."""
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a tensor must be: its shape, and one of these dtypes."""
+
+    shape: tuple[int, ...]
+    dtypes: tuple[str, ...]
+
+
+def completeness(subject: str, base: Checkpoint, merged: Checkpoint, demand: Demand | None, *, gone: bool = False) -> Finding:
+    """One key of base ∪ merged ∪ what the adapters add.
+
+    demand: None where the base has no such tensor, or cannot be read      gone: the adapters declare that it is not there any more
+    """
     here, there = merged.tensors.get(subject), base.tensors.get(subject)
-    if there is None and subject not in base.weight_map:
+    stated = f"; its index names {merged.weight_map[subject]}" if subject in merged.weight_map else ""
+    if gone and here is None:
+        return Finding(CODE, subject, Outcome.PASSED, figures={"gone": True})
+    if demand is None and (there is None or gone) and (gone or subject not in base.weight_map):
         size = here.described() if here else ""
-        return Finding(CODE, subject, Outcome.FAILED, f"{size} is not a tensor of the base", {"problem": "extra"})
+        what = "belongs to a layer that the adapter leaves out" if gone else "is not a tensor of the base"
+        return Finding(CODE, subject, Outcome.FAILED, f"{size} {what}", {"problem": "extra"})
     if here is None:
-        stated = f"; its index names {merged.weight_map[subject]}" if subject in merged.weight_map else ""
-        sentence = f"missing{stated}; the base has {there.described() if there else 'it in its index'}"
+        has = there.described() if there else f"a tensor {demand.shape} was expected" if demand else "it in its index"
+        sentence = f"missing{stated}; " + (f"the base has {has}" if there or demand is None else has)
         return Finding(CODE, subject, Outcome.FAILED, sentence, {"problem": "missing"})
-    if there is None or dtype is None:
+    if demand is None:
         return Finding(CODE, subject, Outcome.NOT_INTERPRETED, "the base's index names this tensor, but its files do not hold it")
-    if here.shape != there.shape:
-        return Finding(CODE, subject, Outcome.FAILED, f"shape {here.shape}, the base has {there.shape}", {"problem": "shape"})
-    if here.dtype != dtype:
-        sentence = f"stored as {here.dtype}; {dtype} was expected (the base has {there.dtype})"
+    if here.shape != demand.shape:
+        whose = "the base has" if there and there.shape == demand.shape else "the adapter makes it"
+        return Finding(CODE, subject, Outcome.FAILED, f"shape {here.shape}, {whose} {demand.shape}", {"problem": "shape"})
+    if here.dtype not in demand.dtypes:
+        known = f" (the base has {there.dtype})" if there else ""
+        sentence = f"stored as {here.dtype}; {' or '.join(demand.dtypes)} was expected{known}"
         return Finding(CODE, subject, Outcome.FAILED, sentence, {"problem": "dtype"})
     return Finding(CODE, subject, Outcome.PASSED)
 

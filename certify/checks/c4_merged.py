@@ -9,19 +9,19 @@ from torch import Tensor
 from certify.bounds import Bound, Delta, beyond_rounding, bound, half_ulp
 from certify.diagnosis import diagnose
 from certify.errors import DamagedError
-from certify.expect.factors import factors
-from certify.expect.ledger import Part
+from certify.expect.expectation import Expectation, Part, factors
+from certify.expect.target import BLOCK, Block, Target
 from certify.fidelity import Fidelity
 from certify.finding import Figure, Finding, Outcome
 from certify.inputs.adapter import AdapterTensor
 from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
+from certify.mistakes import mistaken
 from certify.relatives import Relative
 from certify.request import CRITERIA
 
 CODE = "C4"
 TITLE = "merged tensors are W + Δ, rounded as declared, and every adapter tensor is used"
-BLOCK = 1 << 19  # elements per block; its float64 twin has 4 MiB
 TOLD = 0.05 / 2  # of ‖Δ‖: halfway to the smallest lack of a delta that the gate claims to see, the ×0.95 that C6 plants
 RATIO_MAX = 1e30  # what NaN and infinity count as
 Listener = Callable[[int, Tensor, Tensor], None]  # first row, rows of the base, rows of the merged tensor
@@ -49,14 +49,12 @@ def merged_tensor(
         deltas = [factors(part) for part in parts]
         tally = Tally(base.shape, Fidelity.of(deltas, parts[0].orientation, noisy=criterion == "faithful"))
         for row, ours, theirs in blocks(base, merged):
-            tally.judge(row, ours, theirs, [rows_of(delta, row, len(ours)) for delta in deltas], criterion)
+            tally.judge(Block(row, ours, tuple(rows_of(delta, row, len(ours)) for delta in deltas)), theirs, criterion)
             if listener:
                 listener(row, ours, theirs)
         figures = tally.figures()
-        if not tally.beyond and tally.blind:
-            return Finding(CODE, subject, Outcome.UNDECIDED, tally.doubt(), figures)
         if not tally.beyond:
-            return Finding(CODE, subject, Outcome.PASSED, figures=figures)
+            return tally.within(subject, figures)
         others = [other for other in CRITERIA if other != criterion and (other != "faithful" or tally.kept_most())]
         looser = (other for other in others if _accepts(base, merged, deltas, other))
         figures["passes_under"] = next(looser, None)
@@ -65,6 +63,32 @@ def merged_tensor(
     except DamagedError as error:
         return Finding(CODE, subject, Outcome.FAILED, str(error), {"unreadable": True})
     return Finding(CODE, subject, Outcome.FAILED, f"{tally.sentence()}; {cause.sentence}", figures)
+
+
+def composed_tensor(
+    subject: str, expectation: Expectation, merged: Stored, criterion: str, listener: Callable[[Block, Tensor], None] | None = None
+) -> Finding:
+    """Any other touched tensor: experts, convolutions, biases, DoRA, replaced rows, tensors that the base has not.
+
+    The interval is that of `certify.bounds`, with its gain; a replaced row is the adapter's own value, converted once.
+    """
+    try:
+        target = Target(expectation, criterion)
+        tally = Tally((expectation.rows, expectation.columns), Fidelity(None, flipped=False, noisy=criterion == "faithful"))
+        for block, theirs in zip(target.blocks(), merged.spans(target.counts()), strict=True):
+            theirs = theirs.view(block.base.shape)
+            tally.judge(block, theirs, criterion)
+            if listener:
+                listener(block, theirs)
+        figures = tally.figures()
+        if not tally.beyond:
+            return tally.within(subject, figures)
+        others = [other for other in CRITERIA if other != criterion and (other != "faithful" or tally.kept_most())]
+        figures["passes_under"] = next((other for other in others if _holds(expectation, merged, other)), None)
+        cause = mistaken(expectation, merged, criterion)
+    except DamagedError as error:
+        return Finding(CODE, subject, Outcome.FAILED, str(error), {"unreadable": True})
+    return Finding(CODE, subject, Outcome.FAILED, f"{tally.sentence()}; cause: {cause}", figures | {"cause": cause})
 
 
 def replaced_tensor(subject: str, merged: Stored, source: AdapterTensor) -> Finding:
@@ -108,24 +132,22 @@ class Tally:
     def __post_init__(self) -> None:
         self.rows_beyond, self.columns_beyond = (torch.zeros(size, dtype=torch.int64) for size in self.shape)
 
-    def judge(self, row: int, base: Tensor, merged: Tensor, deltas: Sequence[Delta], criterion: str) -> None:
+    def judge(self, block: Block, merged: Tensor, criterion: str) -> None:
         """One block of rows. A float32 merge of our own is one of the right ones: rows where it gives the stored values are right."""
-        delta = deltas[0].value() if len(deltas) == 1 else torch.stack([d.value() for d in deltas]).sum(0)
-        W, M = base.float(), merged.float()
-        own = W + delta
-        self.fidelity.fold(row, M - W, delta, own, merged.dtype)
+        W, M, change, own = block.base.float(), merged.float(), block.change(), block.own()
+        self.fidelity.fold(block.row, M - W, change, own, merged.dtype)
         self.changed += int((M != W).sum())
         same = ((own.to(merged.dtype) == merged) & torch.isfinite(merged)).all(dim=1)
         used = (M - own).abs_().div_(half_ulp(own, merged.dtype)).amax(dim=1)  # e is left out: it only makes the ratio smaller
         self.ratio = max(self.ratio, float(used[same].max()) if bool(same.any()) else 0.0)
         if not bool(same.all()):
             rows = (~same).nonzero().view(-1)
-            chosen = [Delta(d.left[rows], d.right, d.scaling, d.dtype) for d in deltas]
-            right = bound(base[rows], chosen, merged.dtype, criterion)
-            self._examine(rows + row, merged[rows], right)
-            unexplained = beyond_rounding(merged[rows].double(), right, base.dtype, merged.dtype, criterion, len(deltas))
+            some, rows = block.of(rows), rows + block.row
+            right = some.bound(merged.dtype, criterion)
+            self._examine(rows, merged[~same], right)
+            unexplained = beyond_rounding(merged[~same].double(), right, block.base.dtype, merged.dtype, criterion, len(block.deltas))
             self.unexplained += float(unexplained.square_().sum())
-            self.due += float((right.exact - base[rows].double()).square_().sum())
+            self.due += float((right.exact - some.base.double()).square_().sum())
 
     def _examine(self, rows: Tensor, merged: Tensor, right: Bound) -> None:
         """The rows (their numbers in the tensor) that need the interval itself."""
@@ -158,17 +180,15 @@ class Tally:
         kept = self.fidelity.figures()["retention"]
         return isinstance(kept, float) and kept >= 0.5
 
-    @property
-    def blind(self) -> bool:
-        """Whether the stored values could as well be those of a merge that lost a part of Δ."""
-        return self.unexplained > TOLD**2 * self.due
-
-    def doubt(self) -> str:
-        """Why nobody can tell."""
-        return (
+    def within(self, subject: str, figures: dict[str, Figure]) -> Finding:
+        """Every element is in its interval; undecided where the stored values could as well be those of a merge that lost a part of Δ."""
+        if self.unexplained <= TOLD**2 * self.due:
+            return Finding(CODE, subject, Outcome.PASSED, figures=figures)
+        sentence = (
             f"the stored values are {self.unexplained**0.5:.3g} away from W + Δ rounded, where Δ is {self.due**0.5:.3g} (norms): ranks "
             f"cancel, or Δ is below the last bits of W, so that float32 may miss as much, and so may a wrong merge; merge in float64"
         )
+        return Finding(CODE, subject, Outcome.UNDECIDED, sentence, figures)
 
     def sentence(self) -> str:
         """What was found at the worst element, and what was allowed."""
@@ -198,6 +218,13 @@ def blocks(base: Stored, merged: Stored) -> Iterator[tuple[int, Tensor, Tensor]]
     pairs = zip(base.elements(step), merged.elements(step), strict=True)
     for number, (ours, theirs) in enumerate(pairs):
         yield number * height, ours.view(-1, columns), theirs.view(-1, columns)
+
+
+def _holds(expectation: Expectation, merged: Stored, criterion: str) -> bool:
+    """The same for any expectation."""
+    target = Target(expectation, criterion)
+    pairs = zip(target.blocks(), merged.spans(target.counts()), strict=True)
+    return all(bool(b.bound(m.dtype, criterion).holds(m.view(b.base.shape).double()).all()) for b, m in pairs)
 
 
 def _accepts(base: Stored, merged: Stored, deltas: Sequence[Delta], criterion: str) -> bool:

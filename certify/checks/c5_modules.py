@@ -32,10 +32,9 @@ from torch import Tensor
 from certify.bounds import U32, Bound, Delta, bound
 from certify.checks.c4_merged import rows_of
 from certify.errors import CertifyError
-from certify.expect.factors import factors
-from certify.expect.ledger import Part
+from certify.expect.expectation import Part, factors
 from certify.expect.oracle import hold_formula, shape_class, unmerged
-from certify.expect.places import Orientation
+from certify.expect.place import Orientation
 from certify.finding import Figure, Finding, Outcome
 
 CODE = "C5"
@@ -148,17 +147,25 @@ class Answers:
 
     def _noise(self, energy: Tensor) -> Tensor:
         """What float32 may put into ⟨m − b, d⟩, per output (Cauchy–Schwarz over the probes); checks the link from formula to PEFT."""
-        size = self.square.sqrt()
-        for delta in self.deltas:
-            a, b = (delta.left, delta.right.norm(dim=0)) if self.flipped else (delta.right, delta.left.norm(dim=1))
-            size += (b * a.norm()).double() * abs(delta.scaling)
-        scale = size.mul_(U32).clamp_(min=torch.finfo(torch.float32).tiny) * self.x.norm(dim=1, keepdim=True).double()
+        scale = self._size().mul_(U32).clamp_(min=torch.finfo(torch.float32).tiny) * self.x.norm(dim=1, keepdim=True).double()
         self.kappa = float(((self.u - self.exact).double().abs() / scale).max().nan_to_num(posinf=0))
-        most = 2 * (self.x.shape[1] + sum(2 * delta.rank + 4 for delta in self.deltas))  # Higham §3.1, both answers
+        most = 2 * (self.x.shape[1] + self._roundings())  # Higham §3.1, both answers
         if self.kappa > most:
             raise CertifyError(f"PEFT's unmerged answer is {self.kappa:.3g} roundings from that of W + Δ; {most} were possible")
         noise: Tensor = scale.norm(dim=0) * energy.sqrt() * (2 * max(1.0, self.kappa))
         return noise
+
+    def _size(self) -> Tensor:
+        """Of each output's weights, as float32 adds them up."""
+        size = self.square.sqrt()
+        for delta in self.deltas:
+            a, b = (delta.left, delta.right.norm(dim=0)) if self.flipped else (delta.right, delta.left.norm(dim=1))
+            size += (b * a.norm()).double() * abs(delta.scaling)
+        return size
+
+    def _roundings(self) -> int:
+        """Of the adapter's own path, at most."""
+        return sum(2 * delta.rank + 4 for delta in self.deltas)
 
     def _figures(self, got: Tensor, room: Tensor, wrong: int, whole: float) -> dict[str, Figure]:
         def slope(value: Tensor) -> float | None:

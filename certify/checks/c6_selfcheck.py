@@ -18,10 +18,11 @@ from torch import Tensor
 from certify.bounds import Delta, bound
 from certify.checks import c4_merged
 from certify.errors import DamagedError
-from certify.expect.factors import factors
-from certify.expect.ledger import Part
+from certify.expect.expectation import Part, factors
 from certify.expect.oracle import peft_merged, textbook, unmerged
-from certify.expect.places import Orientation
+from certify.expect.place import Orientation
+from certify.expect.target import Block
+from certify.expect.witness import hold_kinds
 from certify.fidelity import Fidelity
 from certify.finding import Figure, Finding, Outcome
 from certify.inputs.dtypes import FLOATS
@@ -82,6 +83,7 @@ def formula() -> Finding:
         hypothesis.configuration.set_hypothesis_home_dir(room)
         try:
             SETTINGS(given(toy=TOYS)(agree))()
+            hold_kinds()
         except Exception as error:
             told = f"the gate contradicts itself on a small case: {type(error).__name__}: {error}"
         finally:
@@ -183,13 +185,13 @@ def _faults(
 
 def _flagged(W: Tensor, spoiled: Tensor, deltas: Sequence[Delta], criterion: str) -> bool:
     tally = c4_merged.Tally(tuple(W.shape), Fidelity(None, flipped=False, noisy=False))
-    tally.judge(0, W, spoiled, deltas, criterion)
+    tally.judge(Block(0, W, tuple(deltas)), spoiled, criterion)
     return tally.beyond > 0
 
 
 def _beyond(toy: Toy, merged: Tensor) -> int:
     tally = c4_merged.Tally(tuple(merged.shape), Fidelity(None, flipped=False, noisy=False))
-    tally.judge(0, toy.weight, merged, [toy.delta], "nearest")
+    tally.judge(Block(0, toy.weight, (toy.delta,)), merged, "nearest")
     return tally.beyond
 
 

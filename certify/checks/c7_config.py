@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from certify.checks.c2_completeness import main_dtype
+from certify.expect.declared import Declared
 from certify.expect.meaning import config_meaning, differences, without_noise
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import TARGETS
@@ -17,23 +18,46 @@ LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+TEXT = ("text_config", "llm_config", "language_config", "decoder")  # sections that describe the model of text
 HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # classes that cannot be without an output head
 QUANTISED = ("weight_scale_inv", "weight_scale", "qweight", "weight_packed", "_scales", "_blocks", "weight_zero_point")
 
 
-def config_problems(base: Checkpoint, merged: Checkpoint, output_dtype: str) -> list[str]:
-    """What is wrong with the merged config.json. What base itself has wrong is not counted. Raises DamagedError if one is not JSON."""
+def config_problems(base: Checkpoint, merged: Checkpoint, output_dtype: str, declared: Declared | None = None) -> list[str]:
+    """What is wrong with the merged config.json. What base itself has wrong is not counted. Raises DamagedError if one is not JSON.
+
+    declared: what the adapters make of the model; the merged configuration must say it, and nothing else
+    """
     expected, found = read_object(base.directory / CONFIG), read_object(merged.directory / CONFIG)
     ours, theirs = config_meaning(merged.directory) or found, config_meaning(base.directory) or expected
     if ours is found or theirs is expected:
         ours, theirs = found, expected
     excused = {QUANTISATION} if _quantised(base) and not _quantised(merged) else set()
+    already = against_tensors(theirs, base)
+    if declared is not None:
+        theirs, expected = (as_declared(side, declared, ours) for side in (theirs, expected))
     told = differences(_compared(ours, excused), _compared(theirs, excused))
     conflicts = _conflicts(_compared(found, excused), _compared(expected, excused), theirs)
     told += [line for line in conflicts if line not in told]
-    already = against_tensors(theirs, base)
     told += [line for key, line in against_tensors(ours, merged).items() if key not in already]
     return told + _dtype_problems(found, expected, main_dtype(base), output_dtype)
+
+
+def as_declared(config: dict[str, Any], declared: Declared, found: dict[str, Any]) -> dict[str, Any]:
+    """The base's configuration with the declared fields, at every level that has them; names of labels are free, their number is not."""
+    fields = {key for key in declared.config if key in config} or set(declared.config)
+    changed = {
+        key: as_declared(value, declared, found.get(key) or {}) if isinstance(value, dict) and key.endswith(TEXT) else value
+        for key, value in config.items()
+    }
+    inner = any(isinstance(value, dict) and key.endswith(TEXT) and declared.config.keys() & value.keys() for key, value in config.items())
+    for key in fields:
+        if key in config or not inner:
+            changed[key] = declared.config[key]
+    named = found.get("id2label")
+    if declared.labels and isinstance(named, dict) and len(named) == declared.labels:
+        changed |= {key: found.get(key) for key in ("id2label", "label2id", "num_labels") if key in found}
+    return changed
 
 
 def against_tensors(config: dict[str, Any], checkpoint: Checkpoint) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """C7: what stands beside the weights means what base and adapter say: configuration, generation, tokenizer, templates, remote code."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from certify.checks.c7_config import config_problems, embedding_rows
 from certify.checks.c7_tokenizer import Problems, tokenizer_problems
 from certify.errors import DamagedError
+from certify.expect.declared import Declared
 from certify.expect.meaning import config_meaning, differences, generation_meaning, without_noise
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import CONFIG as ADAPTER_CONFIG
@@ -26,10 +27,16 @@ class SideFiles:
 
     Only meaning is judged, never bytes; what the base itself has wrong is not the merge's fault. Documents (README, LICENSE, images …)
     and merge-* files have no meaning for a loader; a file more than the base has is harmless unless it is code.
+
+    declared: what the adapters change in config.json, asked for when that file is judged
     """
 
-    def __init__(self, base: Checkpoint, merged: Checkpoint, adapters: Sequence[Path], output_dtype: str, base_digest: str | None) -> None:
+    def __init__(
+        self, base: Checkpoint, merged: Checkpoint, adapters: Sequence[Path], output_dtype: str, base_digest: str | None,
+        declared: Callable[[], Declared] = Declared,
+    ) -> None:  # fmt: skip
         self.base, self.merged, self.output_dtype, self.base_digest = base, merged, output_dtype, base_digest
+        self._declared = declared
         givers = (base.directory, *complete_tokenizers(adapters))
         self.sources = tuple(giver for giver in givers if tokenizer_files(giver))
         names = {*side_files(base), *side_files(merged)}.union(*(tokenizer_files(giver) for giver in self.sources))
@@ -59,7 +66,7 @@ class SideFiles:
         if not found.is_file():
             return ["missing; the base has it"]
         if name == CONFIG and _is_object(expected):
-            return config_problems(self.base, self.merged, self.output_dtype)
+            return config_problems(self.base, self.merged, self.output_dtype, self._declared())
         if sha256(found) == sha256(expected):
             return []
         if name == GENERATION:

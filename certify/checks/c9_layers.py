@@ -61,7 +61,7 @@ class LayerBehaviour:
             self._found[WHOLE] = Finding(CODE, WHOLE, Outcome.NOT_INTERPRETED, f"no layer can be run: {error}")
             return
         held = {key for unit in self.forward.units.values() for key in unit.keys} | self.forward.holders_keys
-        self.outside = tuple(sorted({*ledger.parts, *ledger.replaced, *ledger.unjudged} - held))
+        self.outside = tuple(sorted(({*ledger.unjudged} | ledger.touched) - held))
         self.units = (*self.forward.units, *((OUTSIDE,) if self.outside else ()))
 
     @property

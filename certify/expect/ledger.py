@@ -8,38 +8,36 @@ from dataclasses import dataclass, field
 
 from certify.errors import NotInterpretedError
 from certify.expect.accounts import Accounts
-from certify.expect.places import Orientation, Places
+from certify.expect.compose import Composed, compose
+from certify.expect.declared import Declared
+from certify.expect.expectation import Expectation, Part
+from certify.expect.literal import LiteralNames
+from certify.expect.place import Names
+from certify.expect.places import Places
+from certify.expect.replication import changes, expanded
 from certify.expect.skeleton import skeleton
 from certify.expect.structure import compare_with_peft
+from certify.expect.terms import read_terms, uninterpreted
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import Adapter, AdapterTensor
 from certify.inputs.checkpoint import Checkpoint
+from certify.inputs.strict_json import read_object
 
 CODE = "C4"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One low-rank delta of a tensor: scaling · B · A, transposed where the module stores (in, out).
-
-    a  (rank, in)   b  (out, rank)   scaling: the adapter's α/r or α/√r times the weight that the user gave it
-    """
-
-    a: AdapterTensor
-    b: AdapterTensor
-    rank: int
-    scaling: float
-    orientation: Orientation
+LITERAL = "names are taken literally"
 
 
 @dataclass(frozen=True)
 class Ledger:
     """What must happen to each tensor of the base.
 
-    parts      disk key → the deltas that are added        replaced  disk key → the adapter tensor that takes its place
+    parts      disk key → low-rank deltas on all rows of a matrix      replaced  disk key → the adapter tensor that takes its place
+    composed   disk key → any other recipe             new  new key → the adapter's tensor of a head that the base has not
+    base       the base as the adapters saw it: with the layers that they repeat, a head of its own, a grown vocabulary; None: as it is
+    declared   differences that the adapters declare   notes  what a reader of the certificate should know
     unjudged   disk key → why its expectation is unknown
     findings   the accounting: adapter tensors without a place, modules without adapter tensors, fields not understood
-    complete   every tensor outside parts, replaced and unjudged must be the base's, bit for bit
+    complete   every tensor outside of all these must be the base's, bit for bit
     tensors, consumed, peft_modules   counts, one per adapter; peft_modules is None where PEFT itself could not place it
     """
 
@@ -51,46 +49,67 @@ class Ledger:
     tensors: tuple[int, ...] = ()
     consumed: tuple[int, ...] = ()
     peft_modules: tuple[int | None, ...] = ()
+    composed: dict[str, Expectation] = field(default_factory=dict)
+    new: dict[str, AdapterTensor] = field(default_factory=dict)
+    base: Checkpoint | None = None
+    declared: Declared = field(default_factory=Declared)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def touched(self) -> set[str]:
+        """Every tensor that is not simply the base's."""
+        return {*self.parts, *self.replaced, *self.composed, *self.new}
 
 
 def build_ledger(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float]) -> Ledger:
     """The ledger of base + Σ weight · adapter. Whatever the gate cannot interpret becomes a finding, never an exception."""
     counts = tuple(len(adapter.tensors) for adapter in adapters)
     try:
-        places = Places(skeleton(base.directory), base.tensors)
+        seen, places, declared, notes = _as_trained(base, adapters)
     except NotInterpretedError as error:
         blind = Finding(CODE, "base: config.json", Outcome.NOT_INTERPRETED, str(error))
         return Ledger(findings=(blind,), tensors=counts, consumed=tuple(0 for _ in adapters), peft_modules=tuple(None for _ in adapters))
-    ledger = Ledger(complete=not any(adapter.problems for adapter in adapters))
-    findings: list[Finding] = []
-    consumed: list[int] = []
-    witnessed: list[int | None] = []
-    complete = ledger.complete
+    settled, witnessed = [], []
     for adapter, weight in zip(adapters, weights, strict=True):
-        accounts = Accounts(adapter, base, places)
+        accounts = Accounts(adapter, seen, places, weight)
         accounts.settle()
-        witnessed.append(compare_with_peft(accounts, skeleton(base.directory)) if accounts.terms else None)
+        witnessed.append(None if places.literal else compare_with_peft(accounts, base.directory))
         accounts.demand_targets()
-        _enter(ledger, accounts, weight)
-        findings += accounts.findings
-        consumed.append(accounts.consumed)
-        complete &= accounts.complete
+        settled.append(accounts)
+    model = None if places.literal else skeleton(base.directory)
+    made: Composed = compose(seen, places, settled, model, declared)
     return Ledger(
-        ledger.parts, ledger.replaced, ledger.unjudged, tuple(findings), complete, counts, tuple(consumed), tuple(witnessed)
+        made.parts, made.replaced, made.unjudged,
+        findings=tuple(finding for accounts in settled for finding in accounts.findings) + tuple(made.findings),
+        complete=all(accounts.complete for accounts in settled) and not any(adapter.problems for adapter in adapters),
+        tensors=counts, consumed=tuple(accounts.consumed for accounts in settled), peft_modules=tuple(witnessed),
+        composed=made.composed, new=made.new, base=made.base, declared=made.declared, notes=notes,
     )  # fmt: skip
 
 
-def _enter(ledger: Ledger, accounts: Accounts, weight: float) -> None:
-    """Adds one adapter's accounts to the ledger; two adapters that both replace a tensor, or replace and add, are not interpreted."""
-    ledger.unjudged.update(accounts.unjudged)
-    for key, pair in accounts.pairs.items():
-        part = Part(accounts.tensor(pair.a), accounts.tensor(pair.b), pair.rank, pair.scaling * weight, pair.orientation)
-        ledger.parts[key] = (*ledger.parts.get(key, ()), part)
-    for key, name in accounts.replaced.items():
-        if key in ledger.replaced:
-            ledger.unjudged[key] = "two adapters replace this tensor"
-        ledger.replaced[key] = accounts.tensor(name)
-        if weight != 1.0:
-            ledger.unjudged[key] = f"this tensor is replaced by an adapter of weight {weight}"
-    for key in ledger.replaced.keys() & ledger.parts.keys():
-        ledger.unjudged[key] = "one adapter replaces this tensor and a delta is added to it as well"
+def _as_trained(base: Checkpoint, adapters: Sequence[Adapter]) -> tuple[Checkpoint, Names, Declared, tuple[str, ...]]:
+    """The base, its names and the declared differences, for the stack of layers that the adapters were trained on."""
+    stacks = {_replication(adapter) for adapter in adapters}
+    if len(stacks) > 1:
+        raise NotInterpretedError("layer_replication differs between the adapters")
+    (sources,) = stacks or {None}
+    try:
+        model = skeleton(base.directory)
+    except NotInterpretedError as error:
+        config = read_object(base.directory / "config.json") if (base.directory / "config.json").is_file() else {}
+        if not config or sources or any(uninterpreted(a.config) or a.config.get("fan_in_fan_out") for a in adapters):
+            raise
+        return base, LiteralNames(base.tensors), Declared(), (f"{LITERAL}, each matrix as a linear map: {error}",)
+    if sources is None:
+        return base, Places(model, base.tensors), Declared(), ()
+    edits = changes(model.config.to_dict(), sources)
+    seen = expanded(base, model, sources)
+    reason = f"layer_replication repeats layers: {len(sources)} of them"
+    return seen, Places(skeleton(base.directory, edits), seen.tensors), Declared(edits, reasons=(reason,)), ()
+
+
+def _replication(adapter: Adapter) -> tuple[int, ...] | None:
+    try:
+        return read_terms(adapter.config).replication
+    except Exception:  # said by the accounts
+        return None

@@ -17,8 +17,10 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 
 from certify.errors import NotInterpretedError
-from certify.expect.accounts import PREFIX
+from certify.expect.declared import Declared
+from certify.expect.names import PREFIX
 from certify.expect.skeleton import skeleton
+from certify.expect.terms import plain_lora
 from certify.finding import Figure, Finding, Outcome
 from certify.inputs.adapter import Adapter, AdapterTensor
 from certify.inputs.checkpoint import Checkpoint
@@ -51,18 +53,23 @@ class Report:
     said: list[str] = field(default_factory=list)
 
 
-def loading(base: Checkpoint, merged: Checkpoint) -> Finding:
-    """Merged as transformers loads it, beside the base: nothing may be made up, left out or refused that it loads of the base."""
+def loading(base: Checkpoint, merged: Checkpoint, declared: Declared | None = None) -> Finding:
+    """Merged as transformers loads it, beside the base: nothing may be made up, left out or refused that it loads of the base.
+
+    Where the adapter brings another head, the base's own is carried, and the class that is declared leaves it alone.
+    """
     try:
         expected = checkpoint_report(base)
-    except NotInterpretedError as error:
-        return Finding(CODE, SUBJECT, Outcome.NOT_INTERPRETED, str(error))
+    except NotInterpretedError as error:  # C4 decides what may be said about an unknown architecture, and C9 that no layer was run
+        return Finding(CODE, SUBJECT, Outcome.UNDECIDED, str(error))
     if not expected.asked:
         return Finding(CODE, SUBJECT, Outcome.NOT_INTERPRETED, f"transformers cannot be asked about the base: {expected.refused}")
     try:
         found = checkpoint_report(merged)
     except NotInterpretedError as error:
         return Finding(CODE, SUBJECT, Outcome.FAILED, f"transformers builds the base's model, and not this one: {error}")
+    if declared is not None and declared.labels:
+        expected.unexpected |= found.unexpected & base.tensors.keys()
     figures: dict[str, Figure] = {
         "initialised": len(found.initialised),
         "reshaped": len(found.reshaped),
@@ -80,10 +87,12 @@ def loading(base: Checkpoint, merged: Checkpoint) -> Finding:
 
 def adapter_loading(base: Checkpoint, adapter: Adapter, subject: str = ADAPTER_SUBJECT) -> Finding:
     """The adapter as PEFT loads it onto the base. Never a failure: what PEFT drops is demanded all the same, by the accounts."""
+    if not plain_lora(adapter.config):
+        return Finding(CODE, subject, Outcome.PASSED, "PEFT is not asked: it may load, and run, what the gate does not interpret")
     try:
         found = adapter_report(base, adapter)
     except NotInterpretedError as error:
-        return Finding(CODE, subject, Outcome.NOT_INTERPRETED, str(error))
+        return Finding(CODE, subject, Outcome.UNDECIDED, str(error))
     figures: dict[str, Figure] = {"missing": len(found.initialised), "dropped": len(found.unexpected)}
     told = [f"PEFT cannot load it: {found.refused}"] if found.refused else []
     told += [f"PEFT finds {_counted(found.initialised)} missing"] if found.initialised else []
@@ -114,6 +123,10 @@ def checkpoint_report(checkpoint: Checkpoint) -> Report:
 
 def adapter_report(base: Checkpoint, adapter: Adapter) -> Report:
     """PEFT's report on one adapter. Raises NotInterpretedError where the base's model cannot be built."""
+    if not plain_lora(adapter.config):
+        raise NotInterpretedError(
+            "PEFT is not asked about an adapter whose configuration is not interpreted: it may load, and run, anything"
+        )
     import peft  # 2 s; only where an adapter is judged
 
     model = skeleton(base.directory)

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from certify.bounds import Delta
 from certify.errors import CertifyError
-from certify.expect.places import Orientation
+from certify.expect.place import Orientation
 from certify.expect.skeleton import quiet
 
 TOY = {"square": (12, 12), "tall": (20, 9), "wide": (9, 20)}  # (out, in) per shape class, of the layer in float64

@@ -1,7 +1,7 @@
 """The architecture that a base's config.json names, built by transformers without storage and without remote code."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ def quiet() -> Iterator[None]:
         transformers.utils.logging.set_verbosity(verbosity)
 
 
-def skeleton(base: Path) -> Any:
-    """The base's model class on the meta device.
+def skeleton(base: Path, changes: Mapping[str, Any] | None = None) -> Any:
+    """The base's model class on the meta device. changes: fields of its configuration that are to have other values.
 
     Raises NotInterpretedError if there is no config.json, or transformers does not know what it names.
     """
     try:
-        stated = read_object(base / CONFIG).get("architectures")
+        stated = (changes or {}).get("architectures") or read_object(base / CONFIG).get("architectures")
     except DamagedError as error:
         raise NotInterpretedError(f"the base's architecture is unknown: {error}") from error
     name = stated[0] if isinstance(stated, list) and stated and isinstance(stated[0], str) else ""
@@ -44,6 +44,9 @@ def skeleton(base: Path) -> Any:
     try:
         with quiet(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+            for part in (config, config.get_text_config()):
+                for name, value in (changes or {}).items():
+                    setattr(part, name, value)
             return model_class(config)
     except Exception as error:  # a config can be wrong in as many ways as transformers has lines
         raise NotInterpretedError(f"transformers cannot build {name} from the base's config.json: {error}") from error

@@ -5,55 +5,100 @@ Source of the semantics: peft 0.21.2, tuners/lora/config.py and utils/other.py:g
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from certify.errors import DamagedError, NotInterpretedError
+from certify.expect.targets import LINEAR, Targets, named, read_targets
 
 WITHOUT_EFFECT: Final = {
-    "lora_dropout", "fan_in_fan_out", "inference_mode", "runtime_config", "eva_config", "megatron_config", "megatron_core", "auto_mapping",
+    "lora_dropout", "fan_in_fan_out", "inference_mode", "runtime_config", "eva_config", "auto_mapping",
     "qalora_group_size", "base_model_name_or_path", "revision", "peft_version", "task_type",
 }  # fmt: skip
 INTERPRETED: Final = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save",
-    "layers_to_transform", "layers_pattern", "init_lora_weights", "bias",
+    "layers_to_transform", "layers_pattern", "init_lora_weights", "bias", "lora_bias", "use_dora", "target_parameters", "lora_B_layout",
+    "trainable_token_indices", "ensure_weight_tying", "layer_replication", "megatron_core",
 }  # fmt: skip
 PLAIN_INITS: Final = (True, False, "gaussian", "eva", "orthogonal")  # those that leave the base as it is
+KNOWN_VALUES: Final[dict[str, tuple[Any, ...]]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", "all", "lora_only"),
+    "init_lora_weights": PLAIN_INITS,
+    "lora_B_layout": ("rank_major", "grouped_by_expert"),
+    "megatron_core": ("megatron.core",),  # PEFT's default; it acts only with a megatron_config
+}
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """A dictionary of PEFT's name patterns. `value` is PEFT's: the first match.
+
+    PEFT saves the dictionary sorted: if two matches disagree, training and reload differ and nobody can tell from the file which was meant.
+    """
+
+    entries: tuple[tuple[re.Pattern[str], str, float], ...]
+
+    def value(self, path: str, default: float) -> float:
+        """Of the entries that match `path`, or the default. Raises NotInterpretedError where they disagree."""
+        found = {key: value for pattern, key, value in self.entries if pattern.match(path)}
+        if len(set(found.values())) > 1:
+            raise NotInterpretedError(f"the patterns {', '.join(map(repr, found))} disagree about {path}")
+        return float(next(iter(found.values()), default))
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The fields that decide a plain LoRA merge, with PEFT's defaults for those that are absent."""
+    """The fields that decide a LoRA merge, with PEFT's defaults for those that are absent.
+
+    tokens       module → rows that are replaced; "" stands for the model's input embedding
+    replication  source layers of the trained stack, in order; None: the base's own
+    version      (0, 21, 2) of the PEFT that wrote the file; None: not said, so at most 0.17
+    """
 
     r: int
     alpha: float
     rslora: bool
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
-    target_modules: str | tuple[str, ...]
-    exclude_modules: str | tuple[str, ...]
-    some_layers_only: bool
-    modules_to_save: tuple[str, ...]
+    rank_pattern: Patterns
+    alpha_pattern: Patterns
+    modules: Targets
+    parameters: tuple[str, ...] = ()
+    bias: str = "none"
+    lora_bias: bool = False
+    dora: bool = False
+    grouped: bool = False
+    tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    replication: tuple[int, ...] | None = None
+    version: tuple[int, ...] | None = None
+    task: str = ""
 
     def rank(self, path: str) -> int:
-        return int(_matched(self.rank_pattern, path, self.r))
+        return int(self.rank_pattern.value(path, self.r))
 
     def scaling(self, path: str) -> float:
         """The factor of B·A for the module at `path`: α/r, or α/√r with rsLoRA. Raises NotInterpretedError where patterns disagree."""
-        rank, alpha = self.rank(path), _matched(self.alpha_pattern, path, self.alpha)
+        rank, alpha = self.rank(path), self.alpha_pattern.value(path, self.alpha)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def targets(self, paths: Iterable[str]) -> bool:
         """True if any of a module's paths is one that the adapter was told to train."""
-        paths = tuple(paths)
-        return any(_names(self.target_modules, path) for path in paths) and not any(_names(self.exclude_modules, path) for path in paths)
+        return self.modules.hit(tuple(paths))
+
+    def targets_parameter(self, name: str) -> bool:
+        """True if the adapter was told to train this parameter directly."""
+        return named(self.parameters, name)
+
+    def rows_of(self, path: str, *, embedding: bool) -> tuple[int, ...]:
+        """The rows of a module that the adapter replaces. embedding: it may be the one that a bare list means."""
+        found = next((rows for name, rows in self.tokens.items() if name and (path == name or path.endswith(f".{name}"))), ())
+        return found or (self.tokens.get("", ()) if embedding else ())
 
     def saves(self, path: str) -> bool:
         """True if the module at `path`, or one around it, was trained and saved whole: PEFT asks whether its path ends so."""
         parts = path.split(".")
         around = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-        return any(module.endswith(name) for module in around for name in self.modules_to_save)
+        return any(module.endswith(name) for module in around for name in self.modules.saved)
 
 
 def uninterpreted(config: dict[str, Any]) -> list[str]:
@@ -62,31 +107,45 @@ def uninterpreted(config: dict[str, Any]) -> list[str]:
     for name, value in sorted(config.items()):
         if name in WITHOUT_EFFECT or value in (None, False) or value in ({}, []):
             continue
-        known = name in INTERPRETED
-        plain = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": PLAIN_INITS}.get(name, (value,))
-        if not known or value not in plain:
+        unresolved = name == "target_modules" and str(value).lower() == LINEAR  # PEFT saves what it stood for
+        if name not in INTERPRETED or unresolved or not _known(value, KNOWN_VALUES.get(name)):
             found.append(f"{name} = {value!r}")
     if "peft_type" not in config:
         found.append("peft_type is absent")
     return found
 
 
+def plain_lora(config: dict[str, Any]) -> bool:
+    """True if PEFT may be asked about this adapter: it is a LoRA, and nothing in it is unknown."""
+    return not uninterpreted(config)
+
+
 def read_terms(config: dict[str, Any]) -> Terms:
-    """The terms of a plain LoRA. Raises DamagedError if a field has a value of the wrong kind."""
+    """The terms of a LoRA. Raises DamagedError if a field has a value of the wrong kind."""
     try:
         return Terms(
             r=_positive(config.get("r", 8)),
             alpha=float(config.get("lora_alpha", 8)),
             rslora=config.get("use_rslora") is True,
-            rank_pattern={_regex(key): _positive(value) for key, value in (config.get("rank_pattern") or {}).items()},
-            alpha_pattern={_regex(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()},
-            target_modules=_modules(config.get("target_modules")),
-            exclude_modules=_modules(config.get("exclude_modules")),
-            some_layers_only=config.get("layers_to_transform") is not None,
-            modules_to_save=tuple(str(name) for name in config.get("modules_to_save") or ()),
+            rank_pattern=_patterns(config.get("rank_pattern"), _positive),
+            alpha_pattern=_patterns(config.get("alpha_pattern"), float),
+            modules=read_targets(config),
+            parameters=tuple(str(name) for name in config.get("target_parameters") or ()),
+            bias=str(config.get("bias") or "none"),
+            lora_bias=config.get("lora_bias") is True,
+            dora=config.get("use_dora") is True,
+            grouped=config.get("lora_B_layout") == "grouped_by_expert",
+            tokens=_tokens(config.get("trainable_token_indices")),
+            replication=_replication(config.get("layer_replication")),
+            version=_version(config.get("peft_version")),
+            task=str(config.get("task_type") or ""),
         )
     except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
         raise DamagedError(f"adapter_config.json: {error}") from error
+
+
+def _known(value: Any, known: tuple[Any, ...] | None) -> bool:
+    return known is None or any(value == one and type(value) is type(one) for one in known)
 
 
 def _positive(value: Any) -> int:
@@ -95,31 +154,30 @@ def _positive(value: Any) -> int:
     return value
 
 
-def _regex(pattern: str) -> str:
-    re.compile(rf"(.*\.)?({pattern})$")
-    return pattern
+def _patterns(value: Any, read: Callable[[Any], float]) -> Patterns:
+    entries = (value or {}).items()
+    return Patterns(tuple((re.compile(rf"(.*\.)?({key})$"), str(key), read(one)) for key, one in entries))
 
 
-def _modules(value: Any) -> str | tuple[str, ...]:
-    if isinstance(value, str):
-        return _regex(value)
-    return tuple(str(name) for name in value or ())
+def _tokens(value: Any) -> dict[str, tuple[int, ...]]:
+    """A list means the input embedding."""
+    stated = value if isinstance(value, dict) else {"": value} if value else {}
+    found = {str(name): tuple(rows) for name, rows in stated.items()}
+    if not all(type(row) is int and row >= 0 for rows in found.values() for row in rows):
+        raise ValueError("trainable_token_indices holds something that is no row number")
+    return found
 
 
-def _names(modules: str | tuple[str, ...], path: str) -> bool:
-    """PEFT's rule: a string is a regular expression for the whole path; in a list each name is a path or the end of one."""
-    if isinstance(modules, str):
-        return bool(modules) and re.fullmatch(modules, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in modules)
+def _replication(value: Any) -> tuple[int, ...] | None:
+    """[[first, after the last], …] as the layers themselves."""
+    if not value:
+        return None
+    layers = tuple(layer for first, last in value for layer in range(first, last))
+    if not layers or min(layers) < 0 or len(layers) > 10_000:
+        raise ValueError(f"layer_replication is {value!r}")
+    return layers
 
 
-def _matched(pattern: dict[str, Any], path: str, default: float) -> float:
-    """The value of the entries that match `path`, or the default.
-
-    PEFT takes the first match, but saves the dictionary sorted: if two matches disagree, training and reload differ and
-    nobody can tell from the file which one was meant.
-    """
-    values = {key: value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path)}
-    if len(set(values.values())) > 1:
-        raise NotInterpretedError(f"the patterns {', '.join(map(repr, values))} disagree about {path}")
-    return float(next(iter(values.values()), default))
+def _version(value: Any) -> tuple[int, ...] | None:
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", str(value or ""))
+    return tuple(map(int, numbers.groups())) if numbers else None

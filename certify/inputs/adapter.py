@@ -1,6 +1,7 @@
 """An adapter directory: its configuration as JSON, its tensors by name, read one at a time."""
 
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ SAFE = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"  # ColossalAI's default
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AdapterTensor:
-    """One tensor of an adapter; `source` is its place on disk, or the memory-mapped tensor of a pickle."""
+    """One tensor of an adapter; `source` is its place on disk, or the memory-mapped tensor of a pickle. Two are never the same."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -29,6 +30,17 @@ class AdapterTensor:
     def load(self) -> torch.Tensor:
         """The tensor in its stored dtype. Raises DamagedError where the file ends early."""
         return self.source if isinstance(self.source, torch.Tensor) else self.source.load()
+
+    def spans(self, counts: Iterable[int]) -> Iterator[torch.Tensor]:
+        """The tensor flattened, in pieces of so many elements each, in its stored dtype."""
+        if isinstance(self.source, torch.Tensor):
+            flat, counts = self.source.reshape(-1), list(counts)
+            yield from torch.split(flat[: sum(counts)], counts)
+        else:
+            yield from self.source.spans(counts)
+
+    def described(self) -> str:
+        return f"{self.dtype} {self.shape}"
 
 
 @dataclass(frozen=True)

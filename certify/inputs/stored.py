@@ -42,12 +42,16 @@ class Stored:
 
     def elements(self, step: int) -> Iterator[torch.Tensor]:
         """The tensor flattened, `step` elements at a time, in its stored float dtype. Raises DamagedError where the file ends early."""
-        dtype = FLOATS[self.dtype]
+        return self.spans(min(step, self.entry.elements - first) for first in range(0, self.entry.elements, step))
+
+    def spans(self, counts: Iterable[int]) -> Iterator[torch.Tensor]:
+        """The tensor flattened, in pieces of so many elements each. Raises DamagedError where the file ends early."""
+        dtype, first = FLOATS[self.dtype], 0
         with _Opened(self.path, self.digests) as file:
-            for first in range(0, self.entry.elements, step):
-                count = min(step, self.entry.elements - first)
+            for count in counts:
                 data = file.read(self.entry.start + first * dtype.itemsize, count * dtype.itemsize)
-                yield torch.frombuffer(bytearray(data), dtype=dtype)
+                yield torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+                first += count
 
     def rows(self, numbers: Iterable[int]) -> torch.Tensor:
         """Some rows of a matrix, in their stored float dtype. Raises DamagedError where the file ends early."""

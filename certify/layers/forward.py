@@ -45,7 +45,7 @@ class Forward:
     def __init__(
         self, base: Checkpoint, merged: Checkpoint, ledger: Ledger, adapters: Sequence[Adapter], factors: Sequence[float], criterion: str
     ) -> None:
-        self.model, further = runnable(base, predictors=True)
+        self.model, further = runnable(base, predictors=True, changes=ledger.declared.model)
         layout = Layout(self.model, base.tensors)
         self.weights = Weights(base, merged, ledger, layout, Unmerged(adapters, factors, ledger), criterion)
         paths, holders = find_units(self.model)
@@ -110,7 +110,7 @@ def end_to_end(
 
     Raises NotInterpretedError if it does not run at all, StoppedError if it stops in a later version.
     """
-    model, _ = runnable(base, predictors=False)
+    model, _ = runnable(base, predictors=False, changes=ledger.declared.model)
     weights = Weights(base, merged, ledger, Layout(model, base.tensors), Unmerged(adapters, factors, ledger), criterion)
     whole, given = Unit("", model, weights), arguments(model)
     whole.experts = {}  # nobody asks them one by one

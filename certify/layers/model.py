@@ -1,5 +1,6 @@
 """The model class that the base names, on the meta device, made to run from disk: float32, no cache, one expert at a time, MTP included."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from certify.inputs.checkpoint import Checkpoint
 UNSET = -7  # what an integer buffer holds until the model computes it; float ones hold NaN
 
 
-def runnable(base: Checkpoint, *, predictors: bool) -> tuple[Any, tuple[str, ...]]:
+def runnable(base: Checkpoint, *, predictors: bool, changes: Mapping[str, Any] | None = None) -> tuple[Any, tuple[str, ...]]:
     """The model, parameters on the meta device, buffers computed; and the paths of its layers that predict further tokens (MTP), if wanted.
+    changes: what the adapters make of its configuration.
 
     Raises NotInterpretedError where transformers does not know the architecture, or cannot build it in this way.
     """
-    plain = skeleton(base.directory)
+    plain = skeleton(base.directory, changes)
     config = plain.config
     for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {})):
         if part is not None:

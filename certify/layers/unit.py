@@ -48,8 +48,7 @@ class Unit:
     @property
     def touched(self) -> set[str]:
         """Disk keys that the adapters change."""
-        ledger = self.weights.ledger
-        return {key for key in self.keys if key in ledger.parts or key in ledger.replaced}
+        return self.keys & self.weights.ledger.touched
 
     @property
     def unfit(self) -> str:
@@ -70,12 +69,13 @@ class Unit:
 
     @cached_property
     def keys_of_experts(self) -> dict[str, list[set[str]]]:
-        """Measure → the disk keys of each expert."""
+        """Measure → the disk keys of each expert; a tensor that holds all of them is everybody's."""
         found = {}
         for path, count in self.experts.items():
             names = [self._full(f"{path}.{leaf}") for leaf, _ in self.skeleton.get_submodule(path).named_parameters(recurse=False)]
-            fillings = [f for name in names if (f := self.weights.layout.filling(name)) is not None and f.experts]
-            found[f"{EXPERTS} {path}"] = [{key for f in fillings for key in f.experts[number]} for number in range(count)]
+            fillings = [f for name in names if (f := self.weights.layout.filling(name)) is not None]
+            members = [{key for f in fillings for key in (f.experts[number] if f.experts else f.keys)} for number in range(count)]
+            found[f"{EXPERTS} {path}"] = members
         return found
 
     def groups(self) -> list[frozenset[str]]:
@@ -122,6 +122,8 @@ class Unit:
         root.unit = copy.deepcopy(self.skeleton)
         modules = {}
         for key in sorted(self.keys & unmerged.trained.keys()):
+            if not f"{layout.all[key].parameter}.".startswith(f"{self.path}." if self.path else ""):
+                continue  # a head that is tied to what was adapted elsewhere: W + Δ is read
             inner = layout.all[key].parameter.removeprefix(self.path).strip(".").split(".")
             path = ".".join(["unit", *inner[:-1]])
             if not layout.all[key].fused and is_linear(root.get_submodule(path)):

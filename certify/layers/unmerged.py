@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from certify.bounds import Delta
 from certify.errors import NotInterpretedError
-from certify.expect.accounts import LORA_A, PREFIX
-from certify.expect.factors import factors
-from certify.expect.ledger import Ledger, Part
+from certify.expect.expectation import Part, factors
+from certify.expect.ledger import Ledger
+from certify.expect.names import LORA_A, PREFIX
 from certify.expect.oracle import unmerged
 from certify.expect.skeleton import quiet
 from certify.inputs.adapter import Adapter
@@ -86,8 +86,10 @@ def _inject(root: nn.Module, name: str, members: Mapping[str, Trained], rslora: 
         layer: Any = root.get_submodule(path)
         if not isinstance(layer, LoraLayer) or name not in layer.lora_A:
             raise NotInterpretedError(f"PEFT has no layer for {path}")
-        for held, factor in ((layer.lora_A, trained.part.a), (layer.lora_B, trained.part.b)):
-            held[name].weight = nn.Parameter(factor.load().float(), requires_grad=False)
+        read = trained.delta()
+        a, b = (read.right, read.left) if trained.part.orientation == "out,in" else (read.left.T, read.right.T)
+        for held, factor in ((layer.lora_A, a), (layer.lora_B, b)):
+            held[name].weight = nn.Parameter(factor.contiguous(), requires_grad=False)
             meter.hold(held[name].weight)
         layer.scaling[name] *= trained.weight
     root.eval()

@@ -8,18 +8,19 @@ shaken      exact, every number of W + Δ, of A and of B perturbed by chance: ho
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from certify.bounds import Delta, bound
-from certify.checks.c4_merged import BLOCK, rows_of
+from certify.bounds import Delta
+from certify.checks.c4_merged import rows_of
 from certify.errors import NotInterpretedError
-from certify.expect.factors import factors
+from certify.expect.expectation import factors
 from certify.expect.ledger import Ledger
+from certify.expect.target import BLOCK, Block, Target
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
@@ -125,15 +126,18 @@ class Weights:
         kind, left = self.version.kind, key in self.version.without
         if kind == "merged":
             return _float(_read(self._side(self.merged, key), rows))
-        if kind == "unmerged" and key in self.unmerged.trained and key not in self.wrapped:
+        if kind == "unmerged" and self._adapted(key) and key not in self.wrapped:
             self.carried.add(key)
             return self._added(key, rows, "exact")
-        if kind in ("base", "unmerged") or left or key not in self.ledger.parts:
+        if kind in ("base", "unmerged") or left or not self._adapted(key):
             value = self._stored(key, rows)
             value = self._rounded(key, value) if kind in ("rounded", "admissible") else value
         else:
             value = self._added(key, rows, kind)
         return _shaken(key, value) if kind == "shaken" else value
+
+    def _adapted(self, key: str) -> bool:
+        return key in self.ledger.parts or key in self.ledger.composed
 
     def _stored(self, key: str, rows: slice | None) -> Tensor:
         """What the base holds, or what the adapter puts in its place."""
@@ -146,6 +150,8 @@ class Weights:
 
     def _added(self, key: str, rows: slice | None, kind: Kind) -> Tensor:
         """W + Δ, block of rows by block of rows."""
+        if key in self.ledger.composed:
+            return self._composed(key, rows, kind)
         base, deltas = self._side(self.base, key), [factors(part) for part in self.ledger.parts[key]]
         height, width = base.shape
         first, last, _ = (rows or slice(None)).indices(height)
@@ -160,13 +166,25 @@ class Weights:
             if kind in ("rounded", "admissible"):
                 out[here] = self._rounded(key, out[here])
             if kind == "admissible":
-                out[here] += self._room(key, row, out[here], W, chosen)
+                out[here] += self._room(key, row, out[here], Block(row, W, tuple(chosen)))
         return out
 
-    def _room(self, key: str, row: int, rounded: Tensor, base: Tensor, deltas: list[Delta]) -> Tensor:
+    def _composed(self, key: str, rows: slice | None, kind: Kind) -> Tensor:
+        """The same for any other recipe: experts, convolutions, biases, DoRA, replaced rows. Whole blocks are made, and some rows kept."""
+        self.reading, made = key, []
+        for block in Target(self.ledger.composed[key], self.criterion).blocks():
+            if kind == "shaken":
+                block = replace(block, deltas=tuple(_shaken_factors(key, block.row, delta) for delta in block.deltas))
+            value = block.own()
+            value = self._rounded(key, value) if kind in ("rounded", "admissible") else value
+            made.append(value + self._room(key, block.row, value, block) if kind == "admissible" else value)
+        whole = torch.cat(made).reshape(self.ledger.composed[key].shape)
+        return whole if rows is None else whole[rows]
+
+    def _room(self, key: str, row: int, rounded: Tensor, block: Block) -> Tensor:
         """±D: as far as a right merge may be from the rounded value, to a side by chance."""
         stored = FLOATS[self._side(self.merged, key).dtype]
-        right, finite = bound(base, deltas, stored, self.criterion), torch.finfo(stored)
+        right, finite = block.bound(stored, self.criterion), torch.finfo(stored)
         low = torch.stack([least for least, _ in right.intervals]).amin(0).clamp_(finite.min, finite.max)
         high = torch.stack([most for _, most in right.intervals]).amax(0).clamp_(finite.min, finite.max)
         room = torch.maximum((high - rounded).abs_(), (rounded - low).abs_())

@@ -7,9 +7,8 @@ from typing import Any
 
 from certify.bounds import Delta
 from certify.errors import DamagedError, NotInterpretedError
-from certify.expect.accounts import LORA_A, LORA_B, PREFIX
-from certify.expect.factors import factors
-from certify.expect.ledger import Part
+from certify.expect.expectation import Part, factors
+from certify.expect.names import LORA_A, LORA_B, PREFIX
 from certify.expect.places import Places
 from certify.expect.skeleton import skeleton
 from certify.inputs.adapter import CONFIG, Adapter

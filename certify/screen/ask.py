@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from certify.checks.c2_completeness import completeness, expected_dtype, main_dtype
+from certify.checks.c2_completeness import Demand, completeness, expected_dtype, main_dtype
 from certify.errors import UsageError
 from certify.files import Files
 from certify.finding import Finding, Outcome
@@ -75,5 +75,6 @@ def _structure(base: Checkpoint, merged: Checkpoint, output_dtype: str) -> Itera
     files, main = Files(base, merged, ()), main_dtype(base)
     yield from map(files.examine, files.subjects)
     for _, name in places(base, merged):
-        expected = expected_dtype(base.tensors[name].dtype, main, output_dtype) if name in base.tensors else None
-        yield completeness(name, base, merged, expected)
+        held = base.tensors.get(name)
+        demand = Demand(held.shape, (expected_dtype(held.dtype, main, output_dtype),)) if held else None
+        yield completeness(name, base, merged, demand)

@@ -10,6 +10,7 @@ from torch import Tensor
 import certify
 from certify.bounds import Delta
 from certify.checks.c4_merged import Tally
+from certify.expect.target import Block
 from certify.fidelity import Fidelity
 from certify.finding import Finding, Outcome
 from certify.verdict import Verdict, decide
@@ -20,8 +21,8 @@ SHAPE, RANK = (48, 64), 4
 
 def judged(W: Tensor, merged: Tensor, delta: Delta, criterion: str = "nearest") -> str:
     tally = Tally(SHAPE, Fidelity(None, flipped=False, noisy=False))
-    tally.judge(0, W, merged, [delta], criterion)
-    return "failed" if tally.beyond else "undecided" if tally.blind else "passed"
+    tally.judge(Block(0, W, (delta,)), merged, criterion)
+    return "failed" if tally.beyond else tally.within("", {}).outcome.value
 
 
 def cancelling(factor: float, dtype: torch.dtype) -> tuple[Tensor, Delta]:

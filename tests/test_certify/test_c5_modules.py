@@ -13,7 +13,7 @@ from certify.bounds import Delta
 from certify.checks import c5_modules
 from certify.errors import CertifyError
 from certify.expect import oracle
-from certify.expect.places import Orientation
+from certify.expect.place import Orientation
 from certify.finding import Finding, Outcome
 from certify.verdict import Verdict, decide
 from tests.test_certify.front_checkpoint import TOUCHED, make

@@ -14,7 +14,7 @@ import certify
 from certify import report
 from certify.bounds import Delta
 from certify.checks import c8_fidelity
-from certify.expect.places import Orientation
+from certify.expect.place import Orientation
 from certify.fidelity import Fidelity
 from certify.finding import Finding, Outcome
 from certify.verdict import Verdict

@@ -53,7 +53,16 @@ def test_a_claim_that_does_not_hold_is_not_used(shelf: Shelf, tmp_path: Path, ch
 
 
 @pytest.mark.parametrize(
-    "changes", [{"use_dora": True}, {"some_new_field": 3}, {"peft_type": "LOHA"}, {"bias": "all"}, {"init_lora_weights": "pissa"}]
+    "changes",
+    [
+        {"use_qalora": True},
+        {"some_new_field": 3},
+        {"peft_type": "LOHA"},
+        {"bias": "some"},
+        {"init_lora_weights": "pissa"},
+        {"megatron_config": {"a": 1}},
+        {"target_modules": "all-linear"},
+    ],
 )
 def test_a_field_that_is_not_understood_is_named(shelf: Shelf, tmp_path: Path, changes: dict[str, object]) -> None:
     case = cases.copied(shelf["llama"], tmp_path)
@@ -64,19 +73,20 @@ def test_a_field_that_is_not_understood_is_named(shelf: Shelf, tmp_path: Path, c
     assert next(iter(changes)) in certificate.reason
 
 
-@pytest.mark.parametrize("options", [{"target_modules": ["embed_tokens", "q_proj"]}, {"modules_to_save": ["embed_tokens"]}])
-def test_tied_and_embedding_adapters_are_named_not_guessed(shelf: Shelf, tmp_path: Path, options: dict[str, Any]) -> None:
-    case = shelf["qwen2"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cases.peft_adapter(cases.model_of("qwen2"), tmp_path / "adapter", **{"target_modules": ["q_proj"]} | options)
-    own = Case(case.base, tmp_path / "adapter", tmp_path / "merged")
-    cases.expected_deltas(own)
-    own.replaced.clear()
-    cases.merge_into(own, own.merged)
-    certificate = certify.judge(own.base, own.adapter, own.merged)
-    assert certificate.verdict is Verdict.INCOMPLETE, certificate.reason
-    assert "embed_tokens" in certificate.reason
+@pytest.mark.parametrize(("changes", "told"), [({"use_dora": True}, "its magnitude vector is not in the file"),
+                                                ({"lora_bias": True}, "its lora_B.bias is not in the file"),
+                                                ({"target_modules": ["q_proj"]}, "PEFT would not apply this pair"),
+                                                ({"exclude_modules": ["down_proj"]}, "PEFT would not apply this pair"),
+                                                ({"modules_to_save": ["norm"]}, "its file holds no tensor for it"),
+                                                ({"trainable_token_indices": [3]}, "its file holds no tensor for it"),
+                                                ({"layers_to_transform": [1]}, "PEFT would not apply this pair")])  # fmt: skip
+def test_file_and_configuration_must_say_the_same(shelf: Shelf, tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    case = cases.copied(shelf["llama"], tmp_path)
+    path = case.adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    certificate = certify.judge(case.base, case.adapter, case.merged, level="weights")
+    assert certificate.verdict is Verdict.REJECTED, certificate.reason
+    assert told in certificate.reason
 
 
 def test_peft_places_the_same_modules_with_the_same_scaling(shelf: Shelf) -> None:

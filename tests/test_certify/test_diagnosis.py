@@ -12,7 +12,7 @@ from torch import Tensor
 from certify.bounds import Delta, bound
 from certify.checks.c4_merged import merged_tensor
 from certify.coefficient import coefficient
-from certify.expect.ledger import Part
+from certify.expect.expectation import Part
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import AdapterTensor
 from certify.inputs.dtypes import NAMES

@@ -103,7 +103,7 @@ def test_architectures_that_cannot_be_built(cases: dict[str, Case], tmp_path: Pa
     (merged / "config.json").write_text('{"architectures": ["Nobody"]}')
     assert asked(cases["llama"], merged).outcome is Outcome.FAILED
     unknown = loading(open_checkpoint(merged), open_checkpoint(cases["llama"].merged))
-    assert unknown.outcome is Outcome.NOT_INTERPRETED
+    assert unknown.outcome is Outcome.UNDECIDED
 
 
 def test_a_loader_that_cannot_be_asked_is_no_pass(cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,13 +150,13 @@ def test_what_peft_drops_is_told_and_is_no_failure(cases: dict[str, Case]) -> No
     assert found.sentence.startswith("PEFT drops 18 keys (model.layers.0.* ×6, model.layers.1.* ×6, model.layers.2.* ×6); warning: ")
 
 
-def test_adapters_that_peft_cannot_load(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_peft_is_not_asked_about_what_the_gate_does_not_interpret(cases: dict[str, Case], tmp_path: Path) -> None:
     case = cases["llama"]
     shutil.copytree(case.adapter, tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "NOBODY"}')
     found = adapter_loading(open_checkpoint(case.base), open_adapter(tmp_path / "adapter"))
     assert found.outcome is Outcome.PASSED
-    assert found.sentence.startswith("PEFT cannot load it: ")
+    assert found.sentence.startswith("PEFT is not asked: ")
 
 
 def test_the_libraries_are_left_as_they_were(cases: dict[str, Case], capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,26 @@
+"""trainable_token_indices: rows of an embedding that are replaced; PEFT calls the tensor a delta, and it is none."""
+
+from typing import TYPE_CHECKING
+
+from certify.errors import DamagedError
+from certify.expect.names import Group
+from certify.expect.terms import Terms
+
+if TYPE_CHECKING:
+    from certify.expect.accounts import Accounts
+
+
+def settle_tokens(accounts: "Accounts", group: Group, terms: Terms) -> None:
+    """(rows, width) in the file, the row numbers in the configuration. What is tied to the embedding shares the rows."""
+    (name,) = group.names.values()
+    weight = f"{group.module}.weight"
+    place = accounts.place(weight)
+    accounts.known_dtypes(place.key, name)
+    rows = terms.rows_of(group.module, embedding=place.parameter == accounts.places.embedding)
+    shape = accounts.base.tensors[place.key].shape
+    if not rows:
+        raise DamagedError(f"no field of the adapter's configuration says which rows of {place.key} it replaces")
+    if accounts.tensor(name).shape != (len(rows), *shape[1:]) or len(set(rows)) != len(rows):
+        raise DamagedError(f"{accounts.tensor(name).shape} does not fit {len(rows)} rows of {place.key} {shape}")
+    draft = accounts.draft(accounts.key(place))
+    draft.tokens, draft.token_rows = rows, accounts.tensor(name)

@@ -1,0 +1,63 @@
+"""layer_replication: the adapter was trained on a stack that repeats layers of the base; every copy becomes a layer of its own."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from certify.errors import NotInterpretedError
+from certify.expect.declared import Changes
+from certify.expect.places import Places
+from certify.inputs.checkpoint import Checkpoint
+from certify.inputs.stored import Stored
+
+PER_LAYER = "layer_types"  # a list in config.json with an entry for each layer
+
+
+def expanded(base: Checkpoint, model: Any, sources: Sequence[int]) -> Checkpoint:
+    """The base as the adapter saw it: tensor n of the stack is that of layer sources[n]. Raises NotInterpretedError."""
+    stack = _stack(model)
+    if max(sources) >= len(model.get_submodule(stack)):
+        raise NotInterpretedError(f"layer_replication names layer {max(sources)}, {stack} has {len(model.get_submodule(stack))}")
+    places = Places(model, base.tensors)
+    inside = re.compile(rf"{re.escape(stack)}\.(\d+)\.")
+    tensors: dict[str, Stored] = {}
+    homes: dict[str, tuple[str, ...]] = {}
+    for key, stored in base.tensors.items():
+        place = places.all.get(key)
+        layer = inside.match(place.parameter) if place else None
+        names = [key] if layer is None else [_renumbered(key, layer[1], n) for n, source in enumerate(sources) if source == int(layer[1])]
+        tensors |= dict.fromkeys(names, stored)
+        homes |= dict.fromkeys(names, base.homes[key])
+    return replace(base, tensors=tensors, homes=homes, weight_map={key: base.weight_map.get(key, "") for key in tensors})
+
+
+def changes(config: dict[str, Any], sources: Sequence[int]) -> Changes:
+    """What config.json must say of the stack."""
+    kinds = config.get(PER_LAYER)
+    found: Changes = {"num_hidden_layers": len(sources)}
+    return found | ({PER_LAYER: [kinds[layer] for layer in sources]} if isinstance(kinds, list) and len(kinds) > max(sources) else {})
+
+
+def _stack(model: Any) -> str:
+    """The list that PEFT replaces: the innermost `.model`, then its layers (peft 0.21.2, tuners_utils.py:replicate_layers)."""
+    path: list[str] = []
+    module = model
+    while hasattr(module, "model"):
+        path, module = [*path, "model"], module.model
+    if hasattr(module, "bert"):
+        path, module = [*path, "bert"], module.bert
+    for name in ("layers", "encoder.layer", "h"):
+        try:
+            found = module.get_submodule(name)
+        except AttributeError:
+            continue
+        if isinstance(found, nn.ModuleList):
+            return ".".join([*path, name])
+    raise NotInterpretedError("layer_replication: this architecture has no stack that PEFT could repeat")
+
+
+def _renumbered(key: str, layer: str, number: int) -> str:
+    return re.sub(rf"\.{layer}\.", f".{number}.", key, count=1)
