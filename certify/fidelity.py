@@ -1,6 +1,7 @@
 """How much of the adapter's change is in the stored weights, folded block by block: memory is a block and a few thin matrices.
 
 Δ        what the adapter adds, (rows, columns) as the tensor is stored          Δ'  what was stored: M − W
+         under DoRA the whole change that it makes, g∘(W + s·B·A) − W: the gain is part of it, and has no row space of its own
 retention       ⟨Δ', Δ⟩ / ⟨Δ, Δ⟩              1 is perfect, 0 is "nothing was merged"
 error energy    ‖Δ' − Δ‖ / ‖Δ‖
 subspace error  ‖(Δ' − Δ)·Q‖ / ‖Δ·Q‖          Q (in, k): orthonormal basis of the row space of A, the inputs that the adapter answers
