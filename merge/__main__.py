@@ -32,7 +32,14 @@ Adapters = Annotated[list[Path], typer.Option("--adapter", help="Directory of a 
 Weights = Annotated[list[float] | None, typer.Option("--weight", help="Factor of each --adapter, in their order; 1 unless given.")]
 Out = Annotated[Path, typer.Option(help="Directory to write: new, empty, or a half-finished merge to continue.")]
 Dtype = Annotated[str, typer.Option("--output-dtype", help="same, bf16, fp16 or fp32: what the base's main dtype becomes.")]
-Rounding = Annotated[str, typer.Option(help="nearest. (faithful and stochastic are not built yet.)")]
+Rounding = Annotated[
+    str,
+    typer.Option(
+        metavar="RULE", help="nearest, faithful (keeps the fine-tune) or stochastic. Default: faithful for a quantised base, else nearest."
+    ),
+]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of faithful, at most; fewer where that is enough. Default: 8.")]
+Seed = Annotated[int | None, typer.Option(help="Of stochastic; default: 0. Same seed, same bytes.")]
 Block = Annotated[int, typer.Option("--block-mib", min=1, help="Stored mebibytes per slab; part of the plan.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 
@@ -53,12 +60,12 @@ def run(
     adapter: Adapters,
     out: Out,
     output_dtype: Dtype = "same",
-    rounding: Rounding = "nearest",
+    rounding: Rounding = "",
     block_mib: Block = 1,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: the machine's cores, at most 8.")] = None,
     weight: Weights = None,
-    rounds: Annotated[int | None, typer.Option(help="Not built yet.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Not built yet.")] = None,
+    rounds: Rounds = None,
+    seed: Seed = None,
     device: Annotated[str, typer.Option(help="cpu. (cuda is not built yet.)")] = "cpu",
     link: Annotated[bool, typer.Option("--link", help="Not built yet.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an output of ours first.")] = False,
@@ -68,10 +75,10 @@ def run(
 ) -> None:
     """Merge an adapter into a checkpoint, or continue a merge that stopped."""
     began = time.monotonic()
-    _refuse_unbuilt({"--rounds": rounds, "--seed": seed, "--link": link, "--device cuda": device != "cpu"})
+    _refuse_unbuilt({"--link": link, "--device cuda": device != "cpu"})
     if metrics_file and not metrics_file.resolve().parent.is_dir():
         usage(f"--metrics-file {metrics_file}: there is no such directory")
-    work = _work(base, adapter, weight or [], out, output_dtype, rounding, block_mib)
+    work = _work(base, adapter, weight or [], out, output_dtype, rounding, block_mib, rounds, seed)
     from merge import display, engine
     from merge.monitor import Monitor
     from merge.task import RUN_FILE
@@ -101,7 +108,7 @@ def plan(
     adapter: Adapters,
     out: Out,
     output_dtype: Dtype = "same",
-    rounding: Rounding = "nearest",
+    rounding: Rounding = "",
     block_mib: Block = 1,
     weight: Weights = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that the memory forecast assumes.")] = None,

@@ -4,7 +4,7 @@ import json
 import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from merge import fidelity
 from merge.manifest import Manifest
 from merge.monitor import Gpus, Monitor, memory
 from merge.planner import Plan
@@ -20,6 +21,7 @@ from merge.task import Merge
 
 REFRESH = 0.2  # seconds between two looks at the counters
 PLAIN_EVERY = 5.0  # seconds between two plain lines, and between two samples in the metrics file
+CRITERIA = {"faithful": "faithful", "stochastic": "faithful"}  # rule → what the gate is to judge by
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -142,13 +144,32 @@ def summary(manifest: Manifest, sample: dict[str, Any], *, whole_seconds: float,
     ]
     if manifest.stale:
         lines.append(f"Not carried, since the base's index does not name them: {', '.join(manifest.stale)}")
+    lines += _kept(manifest.fidelity)
     return "\n".join([*lines, "Next, have it judged:", f"  {certify}"])
+
+
+def _kept(table: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """How much of the adapter's change is in the stored weights; what to do where that is too little."""
+    if not table:
+        return []
+    whole, lost = table[fidelity.WHOLE], fidelity.lost(table)
+    lines = [
+        f"         {whole['retention']:.3f} of the adapter's change is in the stored weights, "
+        f"with {whole['error_energy']:.2f} times its size in rounding noise."
+    ]
+    if lost:
+        lines += [
+            f"WARNING  {len(lost):,} of {len(table) - 1:,} merged tensors keep less than {fidelity.WARNING} of it: the rest is smaller than "
+            f"the steps of the stored numbers. The worst: {lost[0]}, {table[lost[0]]['retention']:.3f}.",
+            "         Merge again with --rounding faithful, into a new --out, to keep it.",
+        ]
+    return lines
 
 
 def certify_command(work: Merge) -> str:
     """The complete command that has the result judged."""
     parts = [f"--base={work.base}", *(f"--adapter={folder}" for folder in work.adapters), *(f"--weight={w}" for w in work.weights)]
-    told = [f"--merged={work.out}", "--criterion=nearest", f"--output-dtype={work.options.output_dtype}"]
+    told = [f"--merged={work.out}", f"--criterion={CRITERIA.get(work.plan.options.rounding, 'nearest')}", f"--output-dtype={work.options.output_dtype}"]
     return shlex.join(["lora-certify", "run", *parts, *told])
 
 
