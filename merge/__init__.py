@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: only those pay who merge
     from merge.manifest import Manifest
-    from merge.planner import Plan
+    from merge.planner import Options, Plan
     from merge.task import Merge
 
 __all__ = ["merge", "plan"]
@@ -23,7 +23,10 @@ def merge(
     out: str | Path,
     *,
     weights: Sequence[float] = (),
-    output_dtype: str = "same",
+    output_dtype: str | None = None,
+    rounding: str = "",
+    rounds: int | None = None,
+    seed: int = 0,
     block_mib: int = 1,
     workers: int | None = None,
     overwrite: bool = False,
@@ -33,12 +36,16 @@ def merge(
     base          directory of a safetensors checkpoint      out  a new directory
     adapter       directory of a PEFT adapter, or several of them: base + Σ weight · Δ, summed in float32 and rounded once
     weights       one factor per adapter; default: 1 for each
-    output_dtype  "same", "bf16", "fp16" or "fp32": what the base's main dtype becomes
+    output_dtype  "same", "bf16", "fp16" or "fp32": what the base's main dtype becomes, and its quantised weights; "same" unless given,
+                  but for a quantised base it must be given
+    rounding      "nearest", "faithful" (no error in the inputs that the adapter answers to) or "stochastic"; unless given, "faithful" for
+                  a quantised base that keeps its format, else "nearest"
+    rounds, seed  of faithful, at most; of stochastic
     block_mib     stored mebibytes per slab; part of the plan, since it can move last bits
     workers       threads; default: the machine's cores, at most 8; the bytes do not depend on it
     overwrite     remove a finished or half-finished output of ours first
 
-    Raises merge.errors.MergeError: nothing was written if its exit_code is 3; it can be continued if it is 4.
+    Raises merge.errors.MergeError: nothing was written if its exit_code is 2 or 3; it can be continued if it is 4.
     """
     from merge import engine
     from merge.errors import MergeError
@@ -46,15 +53,24 @@ def merge(
 
     if workers is not None and workers < 1:
         raise MergeError("workers: at least 1 was expected. Nothing was written.")
-    work = _prepared(base, adapter, out, weights, output_dtype, block_mib)
+    work = _prepared(base, adapter, out, weights, output_dtype, _options(rounding, rounds, seed, block_mib))
     return engine.run(work, Monitor(), workers=workers or default_workers(), overwrite=overwrite).manifest
 
 
 def plan(
-    base: str | Path, adapter: Adapters, out: str | Path, *, weights: Sequence[float] = (), output_dtype: str = "same", block_mib: int = 1
+    base: str | Path,
+    adapter: Adapters,
+    out: str | Path,
+    *,
+    weights: Sequence[float] = (),
+    output_dtype: str | None = None,
+    rounding: str = "",
+    rounds: int | None = None,
+    seed: int = 0,
+    block_mib: int = 1,
 ) -> Plan:
     """What `merge` would do, from headers alone; raises merge.errors.MergeError where it would refuse. Writes nothing."""
-    return _prepared(base, adapter, out, weights, output_dtype, block_mib).plan
+    return _prepared(base, adapter, out, weights, output_dtype, _options(rounding, rounds, seed, block_mib)).plan
 
 
 def default_workers() -> int:
@@ -62,11 +78,17 @@ def default_workers() -> int:
     return min(8, len(os.sched_getaffinity(0)))
 
 
-def _prepared(base: str | Path, adapter: Adapters, out: str | Path, weights: Sequence[float], output_dtype: str, block_mib: int) -> Merge:
+def _options(rounding: str, rounds: int | None, seed: int, block_mib: int) -> Options:
     from merge.planner import Options
-    from merge.task import Merge
+    from merge.rounding import ROUNDS
+
+    return Options(rounding=rounding, block_mib=block_mib, rounds=ROUNDS if rounds is None else rounds, seed=seed)
+
+
+def _prepared(
+    base: str | Path, adapter: Adapters, out: str | Path, weights: Sequence[float], output_dtype: str | None, options: Options
+) -> Merge:
+    from merge.forecast import prepared
 
     folders = (adapter,) if isinstance(adapter, str | Path) else tuple(adapter)
-    return Merge(
-        Path(base), tuple(Path(folder) for folder in folders), Path(out), Options(output_dtype, block_mib=block_mib), tuple(weights)
-    )
+    return prepared(Path(base), [Path(folder) for folder in folders], Path(out), output_dtype, options, weights)

@@ -1,6 +1,7 @@
 """`python -m merge`, also `lora-merge`: prints, and turns errors into exit codes.
 
-0 done · 2 usage · 3 refused, nothing written · 4 failed while writing, run the same command again · 130/143 interrupted, same
+0 done · 2 usage, or a choice that must be made · 3 refused, nothing written · 4 failed while writing, run the same command again
+130/143 interrupted, same
 """
 
 import json
@@ -31,7 +32,10 @@ Base = Annotated[Path, typer.Option(help="Directory of the base checkpoint (safe
 Adapters = Annotated[list[Path], typer.Option("--adapter", help="Directory of a PEFT adapter; several are summed.")]
 Weights = Annotated[list[float] | None, typer.Option("--weight", help="Factor of each --adapter, in their order; 1 unless given.")]
 Out = Annotated[Path, typer.Option(help="Directory to write: new, empty, or a half-finished merge to continue.")]
-Dtype = Annotated[str, typer.Option("--output-dtype", help="same, bf16, fp16 or fp32: what the base's main dtype becomes.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--output-dtype", help="same, bf16, fp16 or fp32; default: same, but for a quantised base it must be chosen."),
+]
 Rounding = Annotated[
     str,
     typer.Option(
@@ -59,7 +63,7 @@ def run(
     base: Base,
     adapter: Adapters,
     out: Out,
-    output_dtype: Dtype = "same",
+    output_dtype: Dtype = None,
     rounding: Rounding = "",
     block_mib: Block = 1,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: the machine's cores, at most 8.")] = None,
@@ -107,25 +111,27 @@ def plan(
     base: Base,
     adapter: Adapters,
     out: Out,
-    output_dtype: Dtype = "same",
+    output_dtype: Dtype = None,
     rounding: Rounding = "",
     block_mib: Block = 1,
     weight: Weights = None,
+    rounds: Rounds = None,
+    seed: Seed = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that the memory forecast assumes.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what `run` would do, from headers alone: operations, disk, memory. Writes nothing."""
-    work = _work(base, adapter, weight or [], out, output_dtype, rounding, block_mib)
-    from merge import display, output
+    """Say what `run` would do, from headers, and a few slabs where the base is quantised: operations, disk, memory. Writes nothing."""
+    work = _work(base, adapter, weight or [], out, output_dtype, rounding, block_mib, rounds, seed)
+    from merge import display, forecast, output
 
-    made, files = work.plan, work.side_files
     output.refuse_foreign(out)
     output.refuse_full_disk(work)
-    memory = made.memory(workers or default_workers())
+    memory, kept = work.plan.memory(workers or default_workers()), forecast.retention(work)
     if as_json:
-        typer.echo(json.dumps(made.to_json() | {"digest": made.digest, "disk": work.disk, "memory": memory}, sort_keys=True))
+        found = {"digest": work.plan.digest, "disk": work.disk, "memory": memory, "retention": kept[work.decoded] if kept else None}
+        typer.echo(json.dumps(work.plan.to_json() | found, sort_keys=True))
     else:
-        typer.echo(display.forecast(made, disk=work.disk, memory_bytes=memory, files=len(files.origins), stale=files.stale))
+        typer.echo(display.forecast(work, memory_bytes=memory, kept=kept))
 
 
 @app.command()
@@ -152,7 +158,12 @@ def clean(out: Out) -> None:
 
 @app.command()
 def proxy(
-    family: Annotated[str, typer.Option(help="deepseek-v3, llama, qwen2 or gpt2.")],
+    family: Annotated[
+        str,
+        typer.Option(
+            help="deepseek-v3, llama, llama4, qwen2, qwen3.5-moe, gpt2; deepseek-v3-fp8, llama-fp8-channel … : a wrong name lists all."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     layers: Annotated[int | None, typer.Option(min=1, help="Decoder layers; deepseek-v3 knows 3 and 61.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
@@ -198,23 +209,38 @@ def _refuse_unbuilt(options: dict[str, object]) -> None:
         usage(f"{', '.join(unbuilt)}: not built yet")
 
 
-def _work(base: Path, adapters: list[Path], weights: list[float], out: Path, output_dtype: str, rounding: str, block_mib: int) -> "Merge":
+def _work(
+    base: Path,
+    adapters: list[Path],
+    weights: list[float],
+    out: Path,
+    output_dtype: str | None,
+    rounding: str,
+    block_mib: int,
+    rounds: int | None,
+    seed: int | None,
+) -> "Merge":
     """The merge that the options describe; imports torch and transformers only once they are known to make sense."""
-    if output_dtype not in ("same", "bf16", "fp16", "fp32"):
+    if output_dtype not in (None, "same", "bf16", "fp16", "fp32"):
         usage(f"--output-dtype {output_dtype}: same, bf16, fp16 or fp32 was expected")
-    if rounding not in ("nearest", "faithful", "stochastic"):
-        usage(f"--rounding {rounding}: nearest was expected")
+    if rounding not in ("", "nearest", "faithful", "stochastic"):
+        usage(f"--rounding {rounding}: nearest, faithful or stochastic was expected")
+    if rounds is not None and rounding not in ("", "faithful"):
+        usage(f"--rounds belongs to --rounding faithful, and --rounding is {rounding}")
+    if seed is not None and rounding != "stochastic":
+        usage("--seed belongs to --rounding stochastic")
     if weights and len(weights) != len(adapters):
         usage(f"{len(weights)} --weight for {len(adapters)} --adapter: one each was expected, or none")
-    _refuse_unbuilt({f"--rounding {rounding}": rounding != "nearest"})
     with lean.without(*lean.NOT_NEEDED):
         import transformers.generation
         import transformers.modeling_layers  # noqa: F401  # what every model class is defined with
 
+        from merge.forecast import prepared
         from merge.planner import Options
-        from merge.task import Merge
+        from merge.rounding import ROUNDS
 
-    return Merge(base, tuple(adapters), out, Options(output_dtype, rounding, block_mib), tuple(weights))
+    options = Options(rounding=rounding, block_mib=block_mib, rounds=rounds or ROUNDS, seed=seed or 0)
+    return prepared(base, adapters, out, output_dtype, options, weights)
 
 
 def _stop(number: int, _frame: object) -> NoReturn:

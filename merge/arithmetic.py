@@ -133,9 +133,8 @@ def reach(steps: tuple[Applied, ...], scales: BlockScales, columns: int) -> torc
     for step in steps:
         if not isinstance(step, Delta):
             return None
-        rows, across = torch.zeros_like(scales.values[:, :1]), torch.zeros(1, scales.values.shape[1])
-        lengths = torch.linalg.vector_norm(step.left, dim=1)
-        rows[:, 0].index_reduce_(0, scales.block_rows(step.at, len(lengths)), lengths, "amax")
-        across[0].index_reduce_(0, torch.arange(columns) // scales.width, torch.linalg.vector_norm(step.right, dim=0), "amax")
-        found += abs(step.scaling) * rows * across
+        tall, wide = torch.linalg.vector_norm(step.left, dim=1), torch.linalg.vector_norm(step.right, dim=0)
+        rows = torch.zeros(len(found)).scatter_reduce_(0, scales.block_rows(step.at, len(tall)), tall, "amax")
+        across = torch.zeros(found.shape[1]).scatter_reduce_(0, torch.arange(columns) // scales.width, wide, "amax")
+        found += abs(step.scaling) * torch.outer(rows, across)
     return found

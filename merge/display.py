@@ -15,13 +15,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from merge import fidelity
 from merge.manifest import Manifest
 from merge.monitor import Gpus, Monitor, memory
-from merge.planner import Plan
 from merge.sink import STATE
 from merge.task import Merge
 
 REFRESH = 0.2  # seconds between two looks at the counters
 PLAIN_EVERY = 5.0  # seconds between two plain lines, and between two samples in the metrics file
 CRITERIA = {"faithful": "faithful", "stochastic": "faithful"}  # rule → what the gate is to judge by
+REMEDY = {  # rule → what to do where too little was kept
+    "nearest": "Merge again with --rounding faithful, into a new --out, to keep it.",
+    "faithful": "Merge again with a finer --output-dtype, or more --rounds, into a new --out.",
+}
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -134,22 +137,22 @@ def summary(manifest: Manifest, sample: dict[str, Any], *, whole_seconds: float,
     tensors = manifest.tensors
     total = sum(tensors.values())
     resumed = f", {human(sample['resumed_bytes'])} of it by an earlier run" if sample["resumed_bytes"] else ""
-    merged, replaced, copied = (f"{tensors[kind]:,}" for kind in ("merged", "replaced", "copied"))
     lines = [
-        f"Merged.  {total:,} tensors: {merged} merged, {replaced} replaced, {copied} carried byte for byte.",
+        f"Merged.  {total:,} tensors: {_counted(tensors)}.",
         f"         {manifest.adapter_tensors:,} of {manifest.adapter_tensors:,} adapter tensors consumed.",
         f"         {human(sample['bytes'])} in {len(manifest.shards)} shards{resumed}.",
         f"         {sample['seconds']:.1f} s merging, {whole_seconds:.1f} s in all; peak memory {human(sample['peak_rss'])}.",
         f"         {manifest.out}",
     ]
     if manifest.stale:
-        lines.append(f"Not carried, since the base's index does not name them: {', '.join(manifest.stale)}")
-    lines += _kept(manifest.fidelity)
+        lines.append(f"Not carried: {', '.join(manifest.stale)}")
+    lines += _kept(manifest)
     return "\n".join([*lines, "Next, have it judged:", f"  {certify}"])
 
 
-def _kept(table: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _kept(manifest: Manifest) -> list[str]:
     """How much of the adapter's change is in the stored weights; what to do where that is too little."""
+    table = manifest.fidelity
     if not table:
         return []
     whole, lost = table[fidelity.WHOLE], fidelity.lost(table)
@@ -159,32 +162,47 @@ def _kept(table: Mapping[str, Mapping[str, float]]) -> list[str]:
     ]
     if lost:
         lines += [
-            f"WARNING  {len(lost):,} of {len(table) - 1:,} merged tensors keep less than {fidelity.WARNING} of it: the rest is smaller than "
-            f"the steps of the stored numbers. The worst: {lost[0]}, {table[lost[0]]['retention']:.3f}.",
-            "         Merge again with --rounding faithful, into a new --out, to keep it.",
+            f"WARNING  {len(lost):,} of {len(table) - 1:,} merged tensors keep less than {fidelity.WARNING} of it: the rest is smaller "
+            f"than the steps of the stored numbers. The worst: {lost[0]}, {table[lost[0]]['retention']:.3f}.",
+            f"         {REMEDY.get(manifest.options['rounding'], REMEDY['nearest'])}",
         ]
     return lines
+
+
+def _counted(tensors: Mapping[str, int]) -> str:
+    """What happens to how many tensors."""
+    words = {"merged": "merged", "replaced": "replaced", "copied": "carried byte for byte"}
+    words |= {"converted": "in another dtype", "scales": "scales of merged weights"}
+    return ", ".join(f"{tensors[kind]:,} {word}" for kind, word in words.items() if kind in tensors)
 
 
 def certify_command(work: Merge) -> str:
     """The complete command that has the result judged."""
     parts = [f"--base={work.base}", *(f"--adapter={folder}" for folder in work.adapters), *(f"--weight={w}" for w in work.weights)]
-    told = [f"--merged={work.out}", f"--criterion={CRITERIA.get(work.plan.options.rounding, 'nearest')}", f"--output-dtype={work.options.output_dtype}"]
+    told = [
+        f"--merged={work.out}",
+        f"--criterion={CRITERIA.get(work.plan.options.rounding, 'nearest')}",
+        f"--output-dtype={work.options.output_dtype}",
+    ]
     return shlex.join(["lora-certify", "run", *parts, *told])
 
 
-def forecast(plan: Plan, *, disk: int, memory_bytes: int, files: int, stale: tuple[str, ...]) -> str:
-    """What a merge would do, for a person."""
+def forecast(work: Merge, *, memory_bytes: int, kept: tuple[float, float] | None) -> str:
+    """What a merge would do, for a person. kept  of the delta, in the base's own codes and in bf16; None where nothing is quantised"""
+    plan, files = work.plan, work.side_files
     counts = plan.counts
     lines = [
-        f"{sum(counts.values()):,} tensors in {len(plan.shards)} shards: {counts['merged']:,} to merge, {counts['replaced']:,} to replace, "
-        f"{counts['copied']:,} to carry byte for byte.",
+        f"{sum(counts.values()):,} tensors in {len(plan.shards)} shards: {_counted(counts)}.",
         f"{plan.adapter_tensors:,} of {plan.adapter_tensors:,} adapter tensors have their place.",
-        f"Disk   {human(disk)} ({disk:,} bytes), {files} side files included.",
+        f"Disk   {human(work.disk)} ({work.disk:,} bytes), {len(files.origins)} side files included.",
         f"Memory about {human(memory_bytes)} at the peak.",
     ]
-    if stale:
-        lines.append(f"Not carried, since the base's index does not name them: {', '.join(stale)}")
+    if kept:
+        lines.append(f"Kept   about {kept[work.decoded]:.2f} of the delta, rounded to nearest, by a few slabs of the merged weights.")
+    if plan.dropped:
+        lines.append(f"{len(plan.dropped):,} scales are not needed any more and are left out, config.json's quantization_config with them.")
+    if files.stale:
+        lines.append(f"Not carried: {', '.join(files.stale)}")
     twice = sum(operation.passes == 2 for operation in plan.operations)
     if twice:
         lines.append(f"{twice} tensors will be read twice, slab by slab: the norms of their columns come first.")

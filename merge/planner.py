@@ -160,7 +160,16 @@ def plan(
     dropped = _dropped(base, scales, scheme, options) if target else frozenset[str]()
     main = main_dtype(tensor for name, tensor in base.items() if not (scheme and scheme.belongs(name)))
     dtypes = {main: target, encodings.CODES: target} if target else {}
-    storage = Storage(base, placement.placed, main, dtypes, scales, scheme.suffix if scheme else "", options.block_mib * MIB, options.rounding == "faithful")
+    storage = Storage(
+        base,
+        placement.placed,
+        main,
+        dtypes,
+        scales,
+        scheme.suffix if scheme else "",
+        options.block_mib * MIB,
+        options.rounding == "faithful",
+    )
     new = [name for name in placement.placed if name not in base]
     shards = []
     for catalog, held in zip(catalogs, entries, strict=True):

@@ -1,4 +1,4 @@
-"""One slab made ready to be written: rounded by the chosen rule, encoded, and held against what it should be. Pure; memory is the caller's."""
+"""One slab made ready to be written: rounded by the chosen rule, encoded, held against what it should be. Memory is the caller's."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -81,11 +81,18 @@ class Merge:
     @cached_property
     def scheme(self) -> encodings.Scheme | None:
         """How the base is quantised, by its configuration."""
+        _ = self.catalogs  # where they are missing, that is what is to be said
         return encodings.quantised(architecture.read_config(self.base / side_files.CONFIG))
+
+    @property
+    def decoded(self) -> bool:
+        """True where the base is quantised and the output is not."""
+        return self.scheme is not None and self.options.output_dtype != "same"
 
     @cached_property
     def _made(self) -> tuple[planner.Plan, int | None]:
         """(the plan, rows of the base's input embeddings)."""
+        scheme = self.scheme  # a foreign one is refused by name, before anything else is made of the configuration
         keys = {name: tensor for shard in outline(self.catalogs, self.opened) for name, tensor in shard}
         wanted = {name for adapter in self.opened for contribution in adapter.contributions for name in contribution.names}
         path = self.base / side_files.CONFIG
@@ -96,7 +103,7 @@ class Merge:
         head, edits = next(iter(heads), None), layers.edits(self.opened, settings)
         table = architecture.name_table(path, keys, wanted, head=head, changes=edits)
         edits |= {"architectures": [head]} if head else {}
-        made = planner.plan(self.catalogs, self.opened, table, self.options, edits=edits, scheme=self.scheme)
+        made = planner.plan(self.catalogs, self.opened, table, self.options, edits=edits, scheme=scheme)
         return made, keys[table.embedding].shape[0] if table.embedding else None
 
     @cached_property
@@ -104,8 +111,7 @@ class Merge:
         """What will stand beside the shards."""
         shards = [catalog.file for catalog in self.catalogs]
         new_config = self.options.output_dtype != "same" or bool(self._made[0].edits)
-        decoded = self.scheme is not None and self.options.output_dtype != "same"
-        return side_files.survey(self.base, self.adapters, shards, new_config=new_config, decoded=decoded)
+        return side_files.survey(self.base, self.adapters, shards, new_config=new_config, decoded=self.decoded)
 
     @cached_property
     def adapter_stamps(self) -> tuple[dict[str, source.Stamp], ...]:

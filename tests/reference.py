@@ -82,7 +82,7 @@ def saved_like(base: Path, tensors: dict[str, torch.Tensor], out: Path) -> Path:
 
 def logits(folder: Path, adapter: Path | None = None) -> torch.Tensor:
     """Float32 logits of a checkpoint on fixed tokens; with an adapter, base + unmerged adapter through PEFT."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).float()  # what is plain in an fp8 one stays bf16
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     model.eval()

@@ -58,7 +58,7 @@ class BlockScales:
         parts = [exact[:, :whole].view(len(exact), -1, width)] if whole else []
         parts += [exact[:, whole:].unsqueeze(1)] if whole < columns else []
         most = torch.cat([torch.maximum(part.amax(2), -part.amin(2)) for part in parts], 1)
-        found.index_reduce_(0, self.block_rows(start, len(exact)), most, "amax")
+        found.scatter_reduce_(0, self.block_rows(start, len(exact)).unsqueeze(1).expand_as(most), most, "amax")
 
     def doubtful(self, reach: torch.Tensor) -> torch.Tensor:
         """Blocks that may overflow when each number moves by up to `reach`: codes end at 448, so that 16 scales are free.

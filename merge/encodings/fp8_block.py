@@ -19,7 +19,9 @@ def claim(settings: Mapping[str, Any]) -> Scheme | None:
         return None
     form, size = settings.get("fmt", "e4m3"), settings.get("weight_block_size")
     if form != "e4m3" or not (size is None or _is_block(size)):
-        raise CheckpointError(f"quantization_config: fmt {form!r}, weight_block_size {size!r}: not merged by this version. {NOTHING_WRITTEN}")
+        raise CheckpointError(
+            f"quantization_config: fmt {form!r}, weight_block_size {size!r}: not merged by this version. {NOTHING_WRITTEN}"
+        )
     return Scheme("fp8", "_scale_inv", (tuple(size) if size else (0, 0),), (".input_scale", ".activation_scale"))
 
 

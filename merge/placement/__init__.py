@@ -37,9 +37,7 @@ class Placement:
     zero: tuple[Read, ...]
 
 
-def place(
-    adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tensor], quantised: frozenset[str] = frozenset()
-) -> Placement:
+def place(adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tensor], quantised: frozenset[str] = frozenset()) -> Placement:
     """Raises AdapterError, all faults of a kind in one message. quantised  weights of the base that have a scale, so that they are read"""
     adapters = tuple(adapters)
     names = Names(table)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from transformers.utils import logging
 
 from merge.errors import MergeError
+from merge.proxies.quantised import twin
 
 RANK, ALPHA = 8, 16
 RATE = 4e-3  # Adam's; moves every module by well over MIN_RHO within a few steps
@@ -22,7 +24,10 @@ BATCH, LENGTH = 4, 16
 TARGETS = {
     "deepseek_v3": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "qwen3_5_moe": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|in_proj_qkv|shared_expert\.(gate_proj|up_proj|down_proj))",
+    "llama4": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
 }
+PARAMETERS = {model: ["experts.gate_up_proj", "experts.down_proj"] for model in ("qwen3_5_moe", "llama4")}
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -42,8 +47,8 @@ def make_adapter(base: Path, out: Path, *, style: str = "peft", steps: int = 6, 
     if out.exists() and any(out.iterdir()):
         raise MergeError(f"{out} is not empty. Nothing was written.")
     write = functools.partial(_train, steps=steps) if style == "peft" else _write_colossalai
-    with _one_quiet_thread():
-        write(base, out, seed=seed)
+    with _one_quiet_thread(), tempfile.TemporaryDirectory() as room:
+        write(twin(base, Path(room) / base.name), out, seed=seed)
     for path in out.iterdir():
         path.chmod(0o644)
     return out
@@ -54,14 +59,18 @@ def _train(base: Path, out: Path, *, steps: int, seed: int) -> None:
     import peft
 
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    targets = TARGETS.get(model.config.model_type, "all-linear")
-    trained = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM"))
-    _steps(trained, steps, model.config.vocab_size)
+    architecture = json.loads((base / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, architecture).from_pretrained(base, dtype=torch.float32)
+    kind = model.config.model_type
+    targets, parameters = TARGETS.get(kind, "all-linear"), PARAMETERS.get(kind)
+    settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, target_parameters=parameters, task_type="CAUSAL_LM")
+    trained = peft.get_peft_model(model, settings)
+    _steps(trained, steps, model.config.get_text_config().vocab_size)
     _refuse_faint(trained)
     config = trained.peft_config["default"]
     config.base_model_name_or_path = base.name  # no path of this machine in the file
-    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order is another in every process
+    if not isinstance(config.target_modules, str):
+        config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order is another in every process
     trained.save_pretrained(out, save_embedding_layers=False)
     (out / "README.md").unlink()  # PEFT's card lists its tags in the order of a set: other bytes every time
 
@@ -97,7 +106,8 @@ def _refuse_faint(trained: Any) -> None:
     """Raises MergeError unless every module's delta is large enough to be seen in bf16."""
     for name, module in trained.named_modules():
         if hasattr(module, "lora_A") and hasattr(module, "get_delta_weight"):
-            rho = float(module.get_delta_weight("default").norm() / module.get_base_layer().weight.norm())
+            weight = module.get_param() if hasattr(module, "get_param") else module.get_base_layer().weight
+            rho = float(module.get_delta_weight("default").norm() / weight.norm())
             if rho < MIN_RHO:
                 raise MergeError(f"{name}: ‖Δ‖/‖W‖ is {rho:.1e}, below {MIN_RHO:g}; train for more steps. Nothing was written.")
 

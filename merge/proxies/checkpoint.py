@@ -1,7 +1,8 @@
 """A family's proxy as files: shards, index, configuration, tokenizer and card, the same bytes for the same seed."""
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tokenizers
@@ -10,9 +11,30 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers
 
+from merge.encodings import CODES
 from merge.errors import MergeError
-from merge.proxies.families import FAMILIES, Family
+from merge.proxies import families, fused
+from merge.proxies.families import Family
+from merge.proxies.quantised import QUANTISERS, SCALES, quantised
 
+FAMILIES: dict[str, Callable[[int], Family]] = {
+    "deepseek-v3": families.deepseek_v3,
+    "deepseek-v3-fp8-ragged": lambda layers: quantised(families.deepseek_v3(layers, ragged=True), QUANTISERS["fp8"]),
+    **{
+        f"deepseek-v3-{name}": functools.partial(lambda recipe, layers: quantised(families.deepseek_v3(layers), recipe), QUANTISERS[name])
+        for name in ("fp8", "fp8-ue8m0", "fp8-e8m0", "fp8-apart")
+    },
+    "llama": families.llama,
+    **{
+        f"llama-{name}": functools.partial(lambda recipe, layers: quantised(families.llama(layers), recipe), QUANTISERS[name])
+        for name in ("fp8-channel", "fp8-tensor")
+    },
+    "llama4": fused.llama4,
+    "qwen2": families.qwen2,
+    "qwen3.5-moe": fused.qwen3_5_moe,
+    "gpt2": families.gpt2,
+}
+DEPTH = {"llama4": 2, "qwen3.5-moe": 2}
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 SIGMA = 0.02  # of the weights, as initialisers choose it
 COPIED = {".embed_tokens.weight": "model.embed_tokens.weight", ".shared_head.head.weight": "lm_head.weight"}  # by the MTP layer
@@ -23,8 +45,8 @@ CHAT = "{% for message in messages %}{{ message['role'] }}: {{ message['content'
 def make_checkpoint(family: str, out: Path, *, layers: int | None = None, seed: int = 0) -> Path:
     """Write one proxy checkpoint (under 20 MB, within seconds) and return its directory.
 
-    family  "deepseek-v3", "llama", "qwen2" or "gpt2"
-    layers  decoder layers, 3 unless given; with 61, deepseek-v3 has as many as the real one
+    family  one of FAMILIES; the ends of the names say how it is quantised
+    layers  decoder layers, 3 unless given, 2 where experts are fused; with 61, deepseek-v3 has as many as the real one
 
     Raises MergeError if the family is unknown or `out` is not empty.
     """
@@ -32,8 +54,7 @@ def make_checkpoint(family: str, out: Path, *, layers: int | None = None, seed: 
         raise MergeError(f"--family {family}: one of {', '.join(FAMILIES)} was expected. Nothing was written.")
     if out.exists() and any(out.iterdir()):
         raise MergeError(f"{out} is not empty. Nothing was written.")
-    build, depth = FAMILIES[family]
-    made = build(layers or depth)
+    made = FAMILIES[family](layers or DEPTH.get(family, 3))
     out.mkdir(parents=True, exist_ok=True)
     weight_map, total = _write_shards(out, made, _values(made, seed))
     if made.shards > 1:
@@ -53,20 +74,38 @@ def make_checkpoint(family: str, out: Path, *, layers: int | None = None, seed: 
 def _values(family: Family, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor, from one generator in the family's order; the MTP layer's embedding and head are copies, as published."""
     generator = torch.Generator().manual_seed(seed)
-    copies: dict[str, torch.Tensor] = {}
+    made: dict[str, torch.Tensor] = {}
     for name, dtype, shape in family.tensors:
-        noise = torch.randn(shape, generator=generator)
-        if name.endswith("attn.bias") and len(shape) == 4:  # GPT-2's causal mask
-            value = torch.ones(shape).tril()
-        elif "norm" in name or ".ln_" in name or name.startswith("ln_f"):
-            value = 0.1 * noise + (0.0 if name.endswith("bias") else 1.0)
+        if name in made:  # a scale, with its weight
+            yield name, made.pop(name)
+        elif dtype == CODES:
+            codes, scales = family.quantiser.of(_rugged(SIGMA * torch.randn(shape, generator=generator), generator))
+            made[name + family.quantiser.suffix] = scales
+            yield name, codes
+        elif name.endswith(".input_scale"):
+            yield name, torch.full(shape, 0.03125).to(SCALES[dtype])
         else:
-            value = SIGMA * noise
-        original = next((of for suffix, of in COPIED.items() if name.startswith("model.layers.") and name.endswith(suffix)), None)
-        tensor = copies[original].clone() if original else value.to(DTYPES[dtype])
-        if name in COPIED.values():
-            copies[name] = tensor
-        yield name, tensor
+            original = next((of for end, of in COPIED.items() if name.startswith("model.layers.") and name.endswith(end)), None)
+            noise = torch.randn(shape, generator=generator)
+            tensor = made[original].clone() if original else _plain(name, noise).to(DTYPES[dtype])
+            if name in COPIED.values():
+                made[name] = tensor
+            yield name, tensor
+
+
+def _plain(name: str, noise: torch.Tensor) -> torch.Tensor:
+    if name.endswith("attn.bias") and noise.dim() == 4:  # GPT-2's causal mask
+        return torch.ones_like(noise).tril()
+    if "norm" in name or ".ln_" in name or name.startswith("ln_f"):
+        return 0.1 * noise + (0.0 if name.endswith("bias") else 1.0)
+    return SIGMA * noise
+
+
+def _rugged(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Every block of 128 × 128 has a magnitude of its own, so that a scale taken from a wrong place shows."""
+    rows, columns = weight.shape
+    powers = torch.exp2(torch.randint(-1, 2, (-(-rows // 128), -(-columns // 128)), generator=generator).float())
+    return weight * powers.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
 
 
 def _write_shards(out: Path, family: Family, values: Iterator[tuple[str, torch.Tensor]]) -> tuple[dict[str, str], int]:

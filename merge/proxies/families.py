@@ -1,6 +1,6 @@
 """What a family's checkpoint holds: its config.json, and every tensor by name, dtype and shape, in the order of the published files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,16 @@ Spec = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One proxy: `shards` files named as the hub names them, or a single model.safetensors where it is 1."""
+    """One proxy: `shards` files named as the hub names them, or a single model.safetensors where it is 1.
+
+    quantiser  what made the codes and scales among its tensors, where there are any
+    """
 
     config: dict[str, Any]
     tensors: tuple[Spec, ...]
     shards: int
     shard_name: str = "model-{:05d}-of-{:05d}.safetensors"
+    quantiser: Any = None
 
 
 def llama(layers: int) -> Family:
@@ -47,23 +51,18 @@ def gpt2(layers: int) -> Family:
     return Family(_as_json(config, "GPT2LMHeadModel", "float32"), tuple(tensors), shards=1)
 
 
-def deepseek_v3(layers: int) -> Family:
+def deepseek_v3(layers: int, *, ragged: bool = False) -> Family:
     """Latent attention, dense first layers, shared and routed experts one by one, an F32 router bias, and the MTP layer after the last.
 
     With 61 layers the MTP layer is `model.layers.61`, which transformers drops without a word, as it does for the real one.
+
+    ragged  kv_a_proj_with_mqa has the real one's 576 rows, which are no multiple of 128
     """
-    dims = WIDE if layers <= WIDE_LAYERS else DEEP
+    dims = (WIDE | {"kv_lora_rank": 512} if ragged else WIDE) if layers <= WIDE_LAYERS else DEEP
     config = {**DEEPSEEK, **dims, "num_hidden_layers": layers}
     tensors = tuple(_deepseek_tensors(config))
     return Family(config, tensors, shards=6 if dims is DEEP else 4, shard_name="model-{:05d}-of-{:06d}.safetensors")
 
-
-FAMILIES: dict[str, tuple[Callable[[int], Family], int]] = {
-    "deepseek-v3": (deepseek_v3, 3),
-    "llama": (llama, 3),
-    "qwen2": (qwen2, 3),
-    "gpt2": (gpt2, 3),
-}
 
 DEEPSEEK: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],

@@ -45,14 +45,14 @@ def faithful(
     found = error(multiplier)
     best_error, least = found, _squares(found)
     goal = (ENOUGH * torch.linalg.vector_norm(wanted)).square()
-    step = torch.ones_like(least)
-    for number in range(rounds):
+    step = None
+    for _ in range(rounds):
         if bool(least.sum() <= goal):
             break
-        step = _first_step(span, found, threshold, step_up) if number == 0 else _next_step(step, moved, found - before)
-        moved = step * found
+        moved = (_first_step(span, found, threshold, step_up) if step is None else step) * found
         multiplier = multiplier + moved
-        before, found = found, error(multiplier)
+        now = error(multiplier)
+        step, found = _next_step(step, moved, now - found), now
         better = _squares(found) < least
         best, best_error = torch.where(better, multiplier, best), torch.where(better, found, best_error)
         least = torch.minimum(least, _squares(found))
@@ -66,11 +66,11 @@ def _squares(rows: torch.Tensor) -> torch.Tensor:
     return rows.square().sum(1, keepdim=True)
 
 
-def _next_step(step: torch.Tensor, moved: torch.Tensor, answered: torch.Tensor) -> torch.Tensor:
+def _next_step(step: torch.Tensor | None, moved: torch.Tensor, answered: torch.Tensor) -> torch.Tensor:
     """−⟨δμ, δe⟩ / ⟨δe, δe⟩ per row, doubled where nothing answered."""
     size = _squares(answered)
     secant = -(moved * answered).sum(1, keepdim=True) / size.clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.where(size > 0, secant, 2 * step).clamp_(LEAST, MOST)
+    return torch.where(size > 0, secant, 2.0 if step is None else 2 * step).clamp_(LEAST, MOST)
 
 
 def _first_step(span: Span, gradient: torch.Tensor, threshold: torch.Tensor, step_up: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ def _first_step(span: Span, gradient: torch.Tensor, threshold: torch.Tensor, ste
     """
     lengths = torch.linalg.vector_norm(gradient, dim=1, keepdim=True).clamp_min_(SHORTEST)
     threshold, step_up = _sample(threshold), _sample(step_up)
-    thin = Span(_sample(span.basis.T).T, None if span.own is None else _sample(span.own))
+    thin = Span(_sample(span.basis.T.contiguous()).T, None if span.own is None else _sample(span.own))
     ray = thin.carry(gradient / lengths, torch.empty_like(threshold))
     along, raised = ray * step_up, torch.empty_like(ray)
     columns, unit = span.basis.shape[0], float(step_up.mean()) * span.basis.shape[0] ** 0.5
@@ -94,10 +94,11 @@ def _first_step(span: Span, gradient: torch.Tensor, threshold: torch.Tensor, ste
             before += (amount - before) * left / (left - now)
             break
         before, left = amount, now
-    return before * unit / lengths
+    found: torch.Tensor = before * unit / lengths
+    return found
 
 
 def _sample(block: torch.Tensor) -> torch.Tensor:
     """One strip of columns in `SAMPLED`, side by side; all of a narrow block."""
     strips = block.shape[1] // STRIP
-    return block if strips < SAMPLED else block[:, : strips * STRIP].unflatten(1, (strips, STRIP))[:, ::SAMPLED].flatten(1)
+    return block if strips < SAMPLED else block[:, : strips * STRIP].view(len(block), strips, STRIP)[:, ::SAMPLED].flatten(1)

@@ -23,14 +23,16 @@ class Span:
 
     def project(self, error: torch.Tensor) -> torch.Tensor:
         """Coordinates of each row. error  (n, columns) → (n, k), or (n, k + 1)"""
-        common = error @ self.basis
+        common: torch.Tensor = error @ self.basis
         return common if self.own is None else torch.cat([common, (error * self.own).sum(1, keepdim=True)], 1)
 
     def carry(self, coordinates: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """The rows that have these coordinates; `out` is overwritten and returned."""
         k = self.basis.shape[1]
         torch.mm(coordinates[:, :k], self.basis.T, out=out)
-        return out if self.own is None else out.addcmul_(coordinates[:, k:], self.own)
+        if self.own is not None:
+            out.addcmul_(coordinates[:, k:], self.own)
+        return out
 
 
 def basis(directions: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,11 @@ class Factors:
         before = None
         if not all(region.exact for region in self._regions):
             before = buffers.space.block("before", tuple(exact.shape))
-            grid.decode(grid.view(buffers.raw(0, len(exact) * (operation.reads[0].tensor.size // operation.cut.length)), tuple(exact.shape)), before, start)
+            grid.decode(
+                grid.view(buffers.raw(0, len(exact) * (operation.reads[0].tensor.size // operation.cut.length)), tuple(exact.shape)),
+                before,
+                start,
+            )
         return tuple(subspace.aims(self._regions, start, exact, before))
 
     def _with_norms(self, steps: tuple[arithmetic.Applied, ...]) -> tuple[arithmetic.Applied, ...]:
