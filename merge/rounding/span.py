@@ -43,7 +43,8 @@ def basis(directions: torch.Tensor) -> torch.Tensor:
     rows = torch.nn.functional.normalize(directions.double(), dim=1)
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     kept = values > values.max().clamp_min(0.0) * LOST
-    return ((rows.T @ vectors[:, kept]) * values[kept].rsqrt()).float().contiguous()
+    found: torch.Tensor = (rows.T @ vectors[:, kept]) * values[kept].rsqrt()
+    return found.float().contiguous()
 
 
 def completed(common: torch.Tensor, delta: torch.Tensor) -> tuple[Span, torch.Tensor]:
