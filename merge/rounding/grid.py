@@ -9,6 +9,7 @@ from merge.rounding.space import Space
 
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float8_e4m3fn: torch.int8}
 E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()  # torch's own conversion takes five times as long
+E4M3_OVERFLOW = 464.0  # what lies beyond rounds to 480, which e4m3 has not (IEEE 754-2019 §7.4)
 E4M3_LAST = E4M3_VALUES.nan_to_num(448.0).copysign(E4M3_VALUES)  # NaN stands behind ±448: there, the last number itself
 
 
@@ -57,6 +58,8 @@ class Floats:
             self.scales.divide(other, start)
         codes = other.to(self.dtype).view(BITS[self.dtype])
         self._decode(codes, near, start, space, E4M3_VALUES)
+        if self.dtype == torch.float8_e4m3fn and not bool(torch.abs(other, out=away).amax() <= E4M3_OVERFLOW):
+            near.masked_fill_(~(away <= E4M3_OVERFLOW), torch.nan)  # torch's conversion gives 448 for whatever lies beyond
         if not _finite(near):
             return near, other.copy_(near)
         torch.abs(exact, out=away).sub_(torch.abs(near, out=other)).sign_()  # +1: the other neighbour is farther from zero; 0: on the grid
