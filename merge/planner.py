@@ -213,7 +213,7 @@ def _slab_bytes(operation: Operation) -> int:
     """Stored bytes in and out, and the float32 twin, of one slab."""
     target, read = operation.target, operation.reads[0].tensor
     share = operation.cut.height / max(1, operation.cut.length)
-    return int(min(1.0, share) * (read.size + target.size + (0 if operation.verbatim else 4 * read.elements)))
+    return int(min(1.0, share) * (read.size + target.size + (0 if operation.verbatim else 8 * read.elements)))
 
 
 def _factor_bytes(operation: Operation) -> int:
