@@ -36,7 +36,14 @@ Dtype = Annotated[
     str | None,
     typer.Option("--output-dtype", help="same, bf16, fp16 or fp32; default: same, but for a quantised base it must be chosen."),
 ]
-Rounding = Annotated[str, typer.Option(help="nearest. (faithful and stochastic are not built yet.)")]
+Rounding = Annotated[
+    str,
+    typer.Option(
+        metavar="RULE", help="nearest, faithful (keeps the fine-tune) or stochastic. Default: faithful for a quantised base, else nearest."
+    ),
+]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of faithful, at most; fewer where that is enough. Default: 8.")]
+Seed = Annotated[int | None, typer.Option(help="Of stochastic; default: 0. Same seed, same bytes.")]
 Block = Annotated[int, typer.Option("--block-mib", min=1, help="Stored mebibytes per slab; part of the plan.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 
@@ -57,12 +64,12 @@ def run(
     adapter: Adapters,
     out: Out,
     output_dtype: Dtype = None,
-    rounding: Rounding = "nearest",
+    rounding: Rounding = "",
     block_mib: Block = 1,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: the machine's cores, at most 8.")] = None,
     weight: Weights = None,
-    rounds: Annotated[int | None, typer.Option(help="Not built yet.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Not built yet.")] = None,
+    rounds: Rounds = None,
+    seed: Seed = None,
     device: Annotated[str, typer.Option(help="cpu. (cuda is not built yet.)")] = "cpu",
     link: Annotated[bool, typer.Option("--link", help="Not built yet.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an output of ours first.")] = False,
@@ -72,10 +79,10 @@ def run(
 ) -> None:
     """Merge an adapter into a checkpoint, or continue a merge that stopped."""
     began = time.monotonic()
-    _refuse_unbuilt({"--rounds": rounds, "--seed": seed, "--link": link, "--device cuda": device != "cpu"})
+    _refuse_unbuilt({"--link": link, "--device cuda": device != "cpu"})
     if metrics_file and not metrics_file.resolve().parent.is_dir():
         usage(f"--metrics-file {metrics_file}: there is no such directory")
-    work = _work(base, adapter, weight or [], out, output_dtype, rounding, block_mib)
+    work = _work(base, adapter, weight or [], out, output_dtype, rounding, block_mib, rounds, seed)
     from merge import display, engine
     from merge.monitor import Monitor
     from merge.task import RUN_FILE
@@ -105,14 +112,16 @@ def plan(
     adapter: Adapters,
     out: Out,
     output_dtype: Dtype = None,
-    rounding: Rounding = "nearest",
+    rounding: Rounding = "",
     block_mib: Block = 1,
     weight: Weights = None,
+    rounds: Rounds = None,
+    seed: Seed = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that the memory forecast assumes.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what `run` would do, from headers, and a few slabs where the base is quantised: operations, disk, memory. Writes nothing."""
-    work = _work(base, adapter, weight or [], out, output_dtype, rounding, block_mib)
+    work = _work(base, adapter, weight or [], out, output_dtype, rounding, block_mib, rounds, seed)
     from merge import display, forecast, output
 
     output.refuse_foreign(out)
@@ -209,24 +218,37 @@ def _refuse_unbuilt(options: dict[str, object]) -> None:
 
 
 def _work(
-    base: Path, adapters: list[Path], weights: list[float], out: Path, output_dtype: str | None, rounding: str, block_mib: int
+    base: Path,
+    adapters: list[Path],
+    weights: list[float],
+    out: Path,
+    output_dtype: str | None,
+    rounding: str,
+    block_mib: int,
+    rounds: int | None,
+    seed: int | None,
 ) -> "Merge":
     """The merge that the options describe; imports torch and transformers only once they are known to make sense."""
     if output_dtype not in (None, "same", "bf16", "fp16", "fp32"):
         usage(f"--output-dtype {output_dtype}: same, bf16, fp16 or fp32 was expected")
-    if rounding not in ("nearest", "faithful", "stochastic"):
-        usage(f"--rounding {rounding}: nearest was expected")
+    if rounding not in ("", "nearest", "faithful", "stochastic"):
+        usage(f"--rounding {rounding}: nearest, faithful or stochastic was expected")
+    if rounds is not None and rounding not in ("", "faithful"):
+        usage(f"--rounds belongs to --rounding faithful, and --rounding is {rounding}")
+    if seed is not None and rounding != "stochastic":
+        usage("--seed belongs to --rounding stochastic")
     if weights and len(weights) != len(adapters):
         usage(f"{len(weights)} --weight for {len(adapters)} --adapter: one each was expected, or none")
-    _refuse_unbuilt({f"--rounding {rounding}": rounding != "nearest"})
     with lean.without(*lean.NOT_NEEDED):
         import transformers.generation
         import transformers.modeling_layers  # noqa: F401  # what every model class is defined with
 
         from merge.forecast import prepared
         from merge.planner import Options
+        from merge.rounding import ROUNDS
 
-    return prepared(base, adapters, out, output_dtype, Options(rounding=rounding, block_mib=block_mib), weights)
+    options = Options(rounding=rounding, block_mib=block_mib, rounds=rounds or ROUNDS, seed=seed or 0)
+    return prepared(base, adapters, out, output_dtype, options, weights)
 
 
 def _stop(number: int, _frame: object) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from merge import fidelity
 from merge.manifest import Manifest
 from merge.monitor import Gpus, Monitor, memory
 from merge.sink import STATE
@@ -19,6 +20,11 @@ from merge.task import Merge
 
 REFRESH = 0.2  # seconds between two looks at the counters
 PLAIN_EVERY = 5.0  # seconds between two plain lines, and between two samples in the metrics file
+CRITERIA = {"faithful": "faithful", "stochastic": "faithful"}  # rule → what the gate is to judge by
+REMEDY = {  # rule → what to do where too little was kept
+    "nearest": "Merge again with --rounding faithful, into a new --out, to keep it.",
+    "faithful": "Merge again with a finer --output-dtype, or more --rounds, into a new --out.",
+}
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -140,7 +146,27 @@ def summary(manifest: Manifest, sample: dict[str, Any], *, whole_seconds: float,
     ]
     if manifest.stale:
         lines.append(f"Not carried: {', '.join(manifest.stale)}")
+    lines += _kept(manifest)
     return "\n".join([*lines, "Next, have it judged:", f"  {certify}"])
+
+
+def _kept(manifest: Manifest) -> list[str]:
+    """How much of the adapter's change is in the stored weights; what to do where that is too little."""
+    table = manifest.fidelity
+    if not table:
+        return []
+    whole, lost = table[fidelity.WHOLE], fidelity.lost(table)
+    lines = [
+        f"         {whole['retention']:.3f} of the adapter's change is in the stored weights, "
+        f"with {whole['error_energy']:.2f} times its size in rounding noise."
+    ]
+    if lost:
+        lines += [
+            f"WARNING  {len(lost):,} of {len(table) - 1:,} merged tensors keep less than {fidelity.WARNING} of it: the rest is smaller "
+            f"than the steps of the stored numbers. The worst: {lost[0]}, {table[lost[0]]['retention']:.3f}.",
+            f"         {REMEDY.get(manifest.options['rounding'], REMEDY['nearest'])}",
+        ]
+    return lines
 
 
 def _counted(tensors: Mapping[str, int]) -> str:
@@ -153,7 +179,11 @@ def _counted(tensors: Mapping[str, int]) -> str:
 def certify_command(work: Merge) -> str:
     """The complete command that has the result judged."""
     parts = [f"--base={work.base}", *(f"--adapter={folder}" for folder in work.adapters), *(f"--weight={w}" for w in work.weights)]
-    told = [f"--merged={work.out}", "--criterion=nearest", f"--output-dtype={work.options.output_dtype}"]
+    told = [
+        f"--merged={work.out}",
+        f"--criterion={CRITERIA.get(work.plan.options.rounding, 'nearest')}",
+        f"--output-dtype={work.options.output_dtype}",
+    ]
     return shlex.join(["lora-certify", "run", *parts, *told])
 
 

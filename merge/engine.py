@@ -15,6 +15,7 @@ from merge.runners.inputs import Inputs
 from merge.runners.local import LocalRunner, matches
 from merge.sink import Sink
 from merge.source import INDEX, Reader
+from merge.storing import Rule
 from merge.task import Merge
 
 
@@ -49,7 +50,7 @@ def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False
         with _writing(merge.out):
             records = list(_shards(merge, done, log, sink, monitor, workers))
             monitor.finished()
-            finished = merge.manifest({record.file: manifest.shard_entry(record) for record in records})
+            finished = merge.manifest(records)
             _beside(merge, sink)
             sink.whole(MANIFEST, finished.to_bytes())
     except BaseException:
@@ -75,7 +76,8 @@ def _shards(
     stamps = {file: tuple(found) for file, found in merge.facts["base"]["shards"].items()}
     base, written = Reader(merge.base, stamps), Reader(merge.out)
     inputs = Inputs(base, tuple(Reader(folder, found) for folder, found in zip(merge.adapters, merge.adapter_stamps, strict=True)))
-    runner = LocalRunner(inputs, sink, monitor, workers)
+    options = merge.plan.options
+    runner = LocalRunner(inputs, sink, monitor, workers, Rule(options.rounding, options.rounds, options.seed))
     try:
         for shard in merge.plan.shards:
             record = done.get(shard.file)

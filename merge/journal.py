@@ -53,11 +53,11 @@ class Journal:
         if not lines:
             self._append(facts)
             self._sink.sync_folder(self._folder)
-        return {line["file"]: ShardRecord(line["file"], line["size"], tuple(line["blocks"])) for line in lines[1:]}
+        return {line["file"]: _record(line) for line in lines[1:]}
 
     def finished(self, record: ShardRecord) -> None:
         """A shard is durable under its final name."""
-        self._append({"file": record.file, "size": record.size, "blocks": list(record.blocks)})
+        self._append({"file": record.file, "size": record.size, "blocks": list(record.blocks), "sums": dict(record.sums)})
 
     def close(self, *, done: bool = False) -> None:
         """Release the lock; when the merge is done the state is removed first, the lock last."""
@@ -81,6 +81,11 @@ class Journal:
         assert self._file is not None
         whole = sum(len(json.dumps(line, sort_keys=True).encode()) + 1 for line in lines)
         os.ftruncate(self._file, whole)
+
+
+def _record(line: Mapping[str, Any]) -> ShardRecord:
+    sums = {name: tuple(values) for name, values in line["sums"].items()}
+    return ShardRecord(line["file"], line["size"], tuple(line["blocks"]), sums)
 
 
 def read(out: Path) -> list[dict[str, Any]]:

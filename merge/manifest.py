@@ -24,6 +24,7 @@ class Manifest:
     adapters    path relative to OUT, folder digest, sha256 per file, weight
     side_files  file → "base", "adapter" or "written"
     stale       weight files of the base that its index does not name: not carried
+    fidelity    merged tensor → figures of merge/fidelity.py; "" → those of the whole adapter
     """
 
     out: Path
@@ -37,6 +38,7 @@ class Manifest:
     shards: Mapping[str, Mapping[str, Any]]
     side_files: Mapping[str, str]
     stale: tuple[str, ...]
+    fidelity: Mapping[str, Mapping[str, float]]
 
     def to_bytes(self) -> bytes:
         """The file: JSON with sorted keys."""

@@ -1,7 +1,7 @@
 """What is to be done, as data: one `Operation` makes exactly one output tensor."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from merge.catalog import Tensor
@@ -46,6 +46,8 @@ class Part:
     columns     (first, step): the rank columns of B that belong to A; every expert has its own in a stack
     rows        (start, stop) of the addend that lie in this tensor
     at          row of the stored weight that takes the first of them
+    whole       1: a layer's input meets every row of the stored weight as a vector; 0: every column, as in Conv1D
+                (an embedding's rows are looked up, and what reads them next meets them whole: 1)
     """
 
     a: Read
@@ -55,6 +57,7 @@ class Part:
     columns: tuple[int, int]
     rows: tuple[int, int]
     at: int
+    whole: int = 1
 
     @property
     def reads(self) -> tuple[Read, ...]:
@@ -159,6 +162,13 @@ class Operation:
         return self.kind != "scale" and not self.parts and self.reads[0].tensor.dtype == self.target.dtype
 
     @property
+    def whole(self) -> int:
+        """1 where rounding may look at rows one by one, 0 where a vector that belongs together is a column; a bias is one column."""
+        if all(isinstance(part, Shift) for part in self.parts):
+            return 0
+        return min((part.whole for part in self.parts if isinstance(part, Part)), default=1)
+
+    @property
     def cut(self) -> Slabs:
         """How what is read is cut."""
         return self.weight or self.slabs
@@ -187,8 +197,12 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """What was written for one shard: its size and one xxh3 checksum per slab, in plan order."""
+    """What was written for one shard: its size, one xxh3 checksum per slab, in plan order, and per merged tensor how much of Δ is there.
+
+    sums  tensor → the fields of `fidelity.Sums`
+    """
 
     file: str
     size: int
     blocks: tuple[str, ...]
+    sums: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

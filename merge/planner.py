@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from merge.nametable import NameTable
 from merge.operation import Operation, Read, ShardPlan
 from merge.placement import Equal, heads, place
 from merge.placement.layers import outline
+from merge.rounding import ROUNDS, RULES
 from merge.shards import MIB, Storage, shard
 
 OUTPUT_DTYPES: Mapping[str, str | None] = {"same": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -28,16 +29,26 @@ PLANNED = 4096  # bytes per operation in memory, journal entries included, measu
 class Options:
     """What the user chose and the bytes depend on.
 
+    rounding   a rule of `merge.rounding`; empty: the one that suits the base, see `settled`
     block_mib  stored mebibytes per slab: about what stays in a core's cache with its float32 twin
+    rounds     of faithful, at most      seed  of stochastic
     """
 
     output_dtype: str = "same"
-    rounding: str = "nearest"
+    rounding: str = ""
     block_mib: int = 1
+    rounds: int = ROUNDS
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.output_dtype not in OUTPUT_DTYPES or self.rounding != "nearest" or self.block_mib < 1:
-            raise MergeError(f"{self}: output_dtype {'|'.join(OUTPUT_DTYPES)}, rounding nearest, block_mib ≥ 1. {NOTHING_WRITTEN}")
+        if self.output_dtype not in OUTPUT_DTYPES or self.rounding not in ("", *RULES) or self.block_mib < 1 or self.rounds < 1:
+            raise MergeError(
+                f"{self}: output_dtype {'|'.join(OUTPUT_DTYPES)}, rounding {'|'.join(RULES)}, block_mib and rounds ≥ 1. {NOTHING_WRITTEN}"
+            )
+
+    def settled(self, *, quantised: bool) -> "Options":
+        """With the rounding that will be used: faithful where a quantised base keeps its format, whose steps are coarse; else nearest."""
+        return replace(self, rounding=self.rounding or ("faithful" if quantised and self.output_dtype == "same" else "nearest"))
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ def plan(
     Raises AdapterError (all of a kind in one message) if a tensor has no place, has the wrong shape, or meets something
     that this version does not merge into.
     """
-    catalogs, adapters = tuple(catalogs), tuple(adapters)
+    catalogs, adapters, options = tuple(catalogs), tuple(adapters), options.settled(quantised=scheme is not None)
     entries = outline(catalogs, adapters)
     base = {name: tensor for shard in entries for name, tensor in shard}
     scales = scheme.scales(base) if scheme else {}
@@ -153,7 +164,16 @@ def plan(
     dropped = companions if target else frozenset[str]()
     main = main_dtype(tensor for name, tensor in base.items() if name not in companions)
     dtypes = {main: target, encodings.CODES: target} if target else {}
-    storage = Storage(base, placement.placed, main, dtypes, scales, scheme.suffix if scheme else "", options.block_mib * MIB)
+    storage = Storage(
+        base,
+        placement.placed,
+        main,
+        dtypes,
+        scales,
+        scheme.suffix if scheme else "",
+        options.block_mib * MIB,
+        options.rounding == "faithful",
+    )
     new = [name for name in placement.placed if name not in base]
     shards = []
     for catalog, held in zip(catalogs, entries, strict=True):
@@ -194,7 +214,7 @@ def _slab_bytes(operation: Operation) -> int:
     """Stored bytes in and out, and the float32 twin, of one slab."""
     target, read = operation.target, operation.reads[0].tensor
     share = operation.cut.height / max(1, operation.cut.length)
-    return int(min(1.0, share) * (read.size + target.size + (0 if operation.verbatim else 4 * read.elements)))
+    return int(min(1.0, share) * (read.size + target.size + (0 if operation.verbatim else 8 * read.elements)))
 
 
 def _factor_bytes(operation: Operation) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from merge.catalog import Catalog, Tensor, compose
@@ -19,6 +19,7 @@ class Storage:
     base    every tensor that the output begins as      placed  what the adapters make of some of them
     main    the base's main plain dtype      dtypes  those that become another one      scales  weight → its scale, where it is quantised
     suffix  what follows a weight's name in the name of its scale      block  stored bytes per slab
+    columns  a weight whose columns belong together is cut into whole matrices: rounding looks at columns there
     """
 
     base: Mapping[str, Tensor]
@@ -28,6 +29,7 @@ class Storage:
     scales: Mapping[str, Scale]
     suffix: str
     block: int
+    columns: bool = False
 
     def wanted(self, name: str) -> "_Wanted":
         """One tensor of the output."""
@@ -90,12 +92,19 @@ def _operation(wanted: _Wanted, target: Tensor, storage: Storage) -> Operation:
     if placed and placed.steps:
         slabs = _rows(read.tensor, target, storage.block, placed.rows, wanted.scale)
         passes = 2 if any(isinstance(step, Magnitude) and step.axis == 0 for step in placed.steps) else 1
-        return Operation("merge", target, (read,), slabs, placed.steps, passes, wanted.scale)
+        merged = Operation("merge", target, (read,), slabs, placed.steps, passes, wanted.scale)
+        return replace(merged, slabs=_matrices(target, placed.rows)) if storage.columns and not merged.whole else merged
     kind: Literal["replace", "copy", "convert"] = "replace" if read.place == "adapter" else "copy"
     if read.tensor.dtype == target.dtype:
         return Operation(kind, target, (read,), Slabs(0, storage.block, target.size))
     slabs = _rows(read.tensor, target, storage.block, math.prod(target.shape[:-1] or target.shape), wanted.scale)
     return Operation("convert" if kind == "copy" else kind, target, (read,), slabs, scale=wanted.scale)
+
+
+def _matrices(target: Tensor, rows: int) -> Slabs:
+    """One matrix of a stack at a time."""
+    height = target.shape[-2] if len(target.shape) > 1 else rows
+    return Slabs(0, height, rows, height)
 
 
 def _rows(source: Tensor, target: Tensor, block: int, length: int, scale: Scale | None) -> Slabs:

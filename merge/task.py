@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -10,12 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from merge import architecture, encodings, planner, side_files, source
+from merge import architecture, encodings, fidelity, planner, side_files, source
 from merge.adapter_files import read_adapter
 from merge.adapters import Adapter, config
 from merge.catalog import Catalog
 from merge.errors import NOTHING_WRITTEN, AdapterError, OutputError
-from merge.manifest import MANIFEST, Manifest
+from merge.manifest import MANIFEST, Manifest, shard_entry
+from merge.operation import ShardRecord
 from merge.placement import layers
 from merge.placement.layers import outline
 
@@ -128,7 +129,7 @@ class Merge:
         headers = sha256(b"".join(catalog.header for catalog in self.catalogs)).hexdigest()
         return {
             "engine": ENGINE,
-            "options": asdict(self.options),
+            "options": asdict(self.plan.options),
             "base": {"headers": headers, "shards": {c.file: list(self.base_stamps[c.file]) for c in self.catalogs}},
             "adapters": [
                 {"digest": source.folder_digest(files), "files": files, "weight": adapter.weight}
@@ -143,8 +144,12 @@ class Merge:
         """Bytes that the finished output will occupy, small written files aside."""
         return self.plan.size + sum(path.stat().st_size for path in self.side_files.sources.values())
 
-    def manifest(self, shards: Mapping[str, Mapping[str, Any]]) -> Manifest:
-        """The manifest of this merge, once every shard has its entry."""
+    def manifest(self, records: Iterable[ShardRecord]) -> Manifest:
+        """The manifest of this merge, once every shard has its record."""
+        records = sorted(records, key=lambda record: record.file)
+        sums = {name: fidelity.Sums(*values) for record in records for name, values in record.sums.items()}
+        rule = self.plan.options.rounding
+        split = {operation.target.name for operation in self.plan.operations if not operation.whole and rule != "faithful"}
         facts = self.facts
         return Manifest(
             out=self.out,
@@ -158,7 +163,8 @@ class Merge:
             options=facts["options"],
             tensors=self.plan.counts,
             adapter_tensors=self.plan.adapter_tensors,
-            shards=dict(sorted(shards.items())),
+            shards={record.file: shard_entry(record) for record in records},
             side_files=self.side_files.origins,
             stale=self.side_files.stale,
+            fidelity=fidelity.table(sums, rule, split),
         )

@@ -23,14 +23,14 @@ FLOORS = [  # the bottom first; modules of one set may import each other only wi
         "monitor",
         "side_files",
     },
-    {"placement", "planner", "shards", "arithmetic"},
+    {"placement", "planner", "shards", "arithmetic", "subspace", "fidelity", "storing"},
     {"runners"},
     {"task"},
     {"output"},
     {"engine", "display", "forecast", "proxies"},
     {"__main__"},
 ]
-PURE = {"names", "adapters", "encodings", "rounding", "placement", "planner", "shards", "arithmetic"}
+PURE = {"names", "adapters", "encodings", "rounding", "placement", "planner", "shards", "arithmetic", "subspace", "fidelity", "storing"}
 EFFECTS = {"architecture", "source", "adapter_files", "sink", "journal", "manifest", "monitor", "side_files"}
 FORBIDDEN_TO_PURE = {"os", "pathlib", "time", "random", "peft", "transformers", "subprocess", "shutil", "threading"}
 

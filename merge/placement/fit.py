@@ -83,6 +83,7 @@ def _product(
         columns=(0, 1),
         rows=(0, expected[0]),
         at=at,
+        whole=0 if layout == "conv1d" else 1,
     )
     if addition.magnitude is None:
         return (part,)
@@ -127,6 +128,7 @@ def stack(adapter: Adapter, stacked: Stacked, names: Names, base: Mapping[str, T
                 columns=(expert * rank, 1) if adapter.settings.grouped else (expert, experts),
                 rows=window,
                 at=at,
+                whole=0 if transposed != flipped else 1,
             )
             found[weight.key] = (*found.get(weight.key, ()), part)
     return found

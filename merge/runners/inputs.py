@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import torch
 
-from merge import arithmetic, encodings
+from merge import arithmetic, encodings, subspace
 from merge.encodings import BlockScales, Grid
 from merge.operation import Magnitude, Operation, Part, Read, Rows, Shift, Step
+from merge.rounding import Space
 from merge.source import Reader
 
 RECENT = 4  # whole tensors kept: the experts of a layer lie in operations side by side and share a lora_B
@@ -55,6 +56,7 @@ class Factors:
         self._steps: tuple[arithmetic.Applied, ...] | None = None
         self._source: Grid | None = None
         self._target: Grid | None = None
+        self._regions: tuple[subspace.Region, ...] | None = None
 
     def steps(self) -> tuple[arithmetic.Applied, ...]:
         """In the plan's order; where norms need a first pass over the tensor, it is done here, by one thread and in order."""
@@ -92,6 +94,23 @@ class Factors:
         exact = buffers.exact(shape)
         grid.decode(grid.view(buffers.read(self._inputs, self._operation, start, stop), shape), exact, start)
         return arithmetic.merge(exact, self.steps() if steps is None else steps, start)
+
+    def aims(self, start: int, exact: torch.Tensor, buffers: "Buffers", *, whole: int) -> tuple[subspace.Aim, ...]:
+        """What rounding must keep of one slab that `exact` has just given. whole  0: the slab holds whole columns of each region"""
+        operation, grid = self._operation, self.source()
+        columns = operation.reads[0].tensor.elements // operation.cut.length
+        with self._lock:
+            if self._regions is None:
+                self._regions = subspace.regions(self.steps(), (operation.cut.length, columns), whole)
+        before = None
+        if not all(region.exact for region in self._regions):
+            before = buffers.space.block("before", tuple(exact.shape))
+            grid.decode(
+                grid.view(buffers.raw(0, len(exact) * (operation.reads[0].tensor.size // operation.cut.length)), tuple(exact.shape)),
+                before,
+                start,
+            )
+        return tuple(subspace.aims(self._regions, start, exact, before))
 
     def _with_norms(self, steps: tuple[arithmetic.Applied, ...]) -> tuple[arithmetic.Applied, ...]:
         first = next(n for n, step in enumerate(steps) if isinstance(step, arithmetic.Rescaled))
@@ -159,9 +178,13 @@ def _applied(part: Step, tensor: Callable[[Read], torch.Tensor]) -> arithmetic.A
 
 
 class Buffers:
-    """One thread's memory: two slabs of stored bytes and a float32 twin, grown to the largest slab met and then reused."""
+    """One thread's memory: two slabs of stored bytes and a float32 twin, grown to the largest slab met and then reused.
+
+    space  what rounding needs beside them
+    """
 
     def __init__(self) -> None:
+        self.space = Space()
         self._raw = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
         self._exact = torch.empty(0, dtype=torch.float32)
 

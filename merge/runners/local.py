@@ -8,12 +8,12 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 import xxhash
 
-from merge import encodings
+from merge import encodings, fidelity, storing
 from merge.errors import WriteError
 from merge.monitor import Monitor
 from merge.operation import Operation, ShardPlan, ShardRecord
@@ -38,22 +38,23 @@ class Job:
 class LocalRunner:
     """Works on one shard at a time with `workers` threads; the bytes do not depend on how many."""
 
-    def __init__(self, inputs: Inputs, sink: Sink, monitor: Monitor, workers: int) -> None:
-        self._inputs, self._sink, self._monitor, self._workers = inputs, sink, monitor, workers
+    def __init__(self, inputs: Inputs, sink: Sink, monitor: Monitor, workers: int, rule: storing.Rule) -> None:
+        self._inputs, self._sink, self._monitor, self._workers, self._rule = inputs, sink, monitor, workers, rule
 
     def run(self, shard: ShardPlan) -> ShardRecord:
         """Write one shard, durable under its final name; raises what the first failing thread raised."""
         descriptor = self._sink.begin(shard.file, shard.header, shard.size)
         try:
-            checksums = self._work(shard, descriptor)
+            checksums, sums = self._work(shard, descriptor)
             self._sink.commit(shard.file, descriptor)
         finally:
             os.close(descriptor)
-        return ShardRecord(shard.file, shard.size, tuple(checksums))
+        return ShardRecord(shard.file, shard.size, tuple(checksums), sums)
 
-    def _work(self, shard: ShardPlan, descriptor: int) -> list[str]:
-        """One checksum per slab, in plan order."""
+    def _work(self, shard: ShardPlan, descriptor: int) -> tuple[list[str], dict[str, tuple[float, ...]]]:
+        """One checksum per slab, in plan order, and the sums of every tensor that has some."""
         checksums = [""] * shard.blocks
+        sums: list[fidelity.Sums | None] = [None] * shard.blocks
         jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in _jobs(shard, self._inputs):
             jobs.put(job)
@@ -65,7 +66,7 @@ class LocalRunner:
                 while not failures:
                     job = jobs.get_nowait()
                     for number, (start, stop) in enumerate(job.slabs, job.first):
-                        checksums[number] = self._slab(job, start, stop, buffers, descriptor)
+                        checksums[number], sums[number] = self._slab(job, start, stop, buffers, descriptor)
             except queue.Empty:
                 return
             except BaseException as error:
@@ -91,22 +92,22 @@ class LocalRunner:
         if failures:
             raise failures[0]
         assert all(checksums), "every slab has been written"
-        return checksums
+        return checksums, _per_tensor(shard, sums)
 
-    def _slab(self, job: Job, start: int, stop: int, buffers: "Buffers", descriptor: int) -> str:
-        """Read, work on and write one slab; its checksum."""
-        operation = job.operation
+    def _slab(self, job: Job, start: int, stop: int, buffers: "Buffers", descriptor: int) -> tuple[str, fidelity.Sums | None]:
+        """Read, work on and write one slab; its checksum, and what was kept of Δ where there is one."""
+        operation, sums = job.operation, None
         if operation.kind == "scale":
             raw = _scales(operation, job.factors, buffers)
         elif operation.verbatim:
             raw = buffers.read(self._inputs, operation, start, stop)
         else:
-            raw = _computed(operation, job.factors, start, stop, buffers)
+            raw, sums = _computed(operation, job.factors, start, stop, buffers, self._rule)
         data = memory_of(raw)
         place, _ = operation.slabs.span(operation.target, start, stop)
         self._sink.write(descriptor, data, place)
         self._monitor.wrote(len(data))
-        return xxhash.xxh3_64_hexdigest(data)
+        return xxhash.xxh3_64_hexdigest(data), sums
 
 
 def matches(shard: ShardPlan, record: ShardRecord, written: Reader) -> bool:
@@ -141,18 +142,38 @@ def _jobs(shard: ShardPlan, inputs: Inputs) -> Iterator[Job]:
         number += len(slabs)
 
 
-def _computed(operation: Operation, factors: Factors, start: int, stop: int, buffers: Buffers) -> torch.Tensor:
+def _per_tensor(shard: ShardPlan, sums: list[fidelity.Sums | None]) -> dict[str, tuple[float, ...]]:
+    number, found = 0, {}
+    for operation in shard.operations:
+        own = [s for s in sums[number : number + len(operation.slabs)] if s]
+        number += len(operation.slabs)
+        if own:
+            found[operation.target.name] = astuple(fidelity.folded(own))
+    return found
+
+
+def _computed(
+    operation: Operation, factors: Factors, start: int, stop: int, buffers: Buffers, rule: storing.Rule
+) -> tuple[torch.Tensor, fidelity.Sums | None]:
     """The bytes of one slab of the target; raises WriteError where a value has no place in the output's dtype."""
     low, high = operation.slabs.span(operation.target, start, stop)
     grid = factors.target()
     exact = factors.exact(start, stop, buffers)
     out = buffers.raw(0 if operation.reads[0].tensor.dtype == operation.target.dtype else 1, high - low)  # what was read is not needed
-    if not grid.encode(exact, grid.view(out, tuple(exact.shape)), start):
+    stored, sums = grid.view(out, tuple(exact.shape)), None
+    if operation.parts:
+        whole = operation.whole if rule.name == "faithful" else 1
+        aims = factors.aims(start, exact, buffers, whole=whole)
+        sums = storing.store(exact, grid, stored, start, operation.target.name, aims, rule, buffers.space)
+        fits = sums is not None
+    else:
+        fits = grid.encode(exact, stored, start)
+    if not fits:
         raise WriteError(
             f"{operation.target}: rows {start}…{stop} hold a NaN or a value beyond what {operation.target.dtype} can hold.\n"
             "Choose a wider --output-dtype; the half-finished output can be removed with `python -m merge clean`."
         )
-    return out
+    return out, sums
 
 
 def _scales(operation: Operation, factors: Factors, buffers: Buffers) -> torch.Tensor:

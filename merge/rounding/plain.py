@@ -1,4 +1,4 @@
-"""From float32 to the stored grid."""
+"""To the nearest grid point: what every merge did before, and still the default where the grid is fine enough."""
 
 import torch
 
