@@ -52,7 +52,7 @@ def settle(sites: dict[str, Site], names: Names, base: Mapping[str, Tensor], tyi
         seconds = [sites[key] for key in present]
         if any(site.changed for site in (first, *seconds)):
             adapters = {read.index for site in (first, *seconds) for read in _given(site)}
-            if not adapters & tying:
+            if not adapters & tying and not _is_one_bias(source, adapters, (first, *seconds)):
                 untied = True
                 continue
             for site in (first, *seconds):
@@ -93,6 +93,11 @@ def _untie(sites: dict[str, Site], names: Names, base: Mapping[str, Tensor]) -> 
 def _key(parameter: str, names: Names) -> str:
     own = names.whole(parameter)
     return own.key if own else parameter
+
+
+def _is_one_bias(source: str, adapters: set[int], sites: tuple[Site, ...]) -> bool:
+    """True where one adapter saved every side of a tied bias: PEFT trains biases in place, so that it stayed one parameter, saved twice."""
+    return source.endswith("bias") and len(adapters) == 1 and len(sites) > 1 and all(site.taken and not site.steps for site in sites)
 
 
 def _given(site: Site) -> list[Read]:
