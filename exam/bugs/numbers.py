@@ -20,9 +20,8 @@ Slab = Callable[[Tensor, tuple[arithmetic.Delta, ...], slice], Tensor]  # (W, de
 def merging(patch: pytest.MonkeyPatch, wrong: Slab) -> None:
     """arithmetic.merge with another sum."""
 
-    def merge(stored: Tensor, steps: tuple[arithmetic.Delta, ...], start: int, exact: Tensor, out: Tensor) -> bool:
-        exact.copy_(wrong(stored.float(), steps, slice(start, start + len(exact))))
-        return rounding.nearest(exact, out)
+    def merge(exact: Tensor, steps: tuple[arithmetic.Delta, ...], start: int) -> Tensor:
+        return exact.copy_(wrong(exact.clone(), steps, slice(start, start + len(exact)))) if steps else exact
 
     patch.setattr(arithmetic, "merge", merge)
 
@@ -96,10 +95,10 @@ def row_norms_kept(patch: pytest.MonkeyPatch) -> None:
     merging(patch, total)
 
 
-@bug("arithmetic", "llama → fp32", "conversion passes through fp16")
-def conversion_through_fp16(patch: pytest.MonkeyPatch) -> None:
-    original = arithmetic.convert
-    patch.setattr(arithmetic, "convert", lambda stored, exact, out: original(stored.half(), exact, out))
+@bug("encodings/contract", "llama → fp32", "what is decoded passes through fp16")
+def decoded_through_fp16(patch: pytest.MonkeyPatch) -> None:
+    original = encodings.Grid.decode
+    patch.setattr(encodings.Grid, "decode", lambda grid, stored, exact, start: original(grid, stored.half(), exact, start))
 
 
 def rounded(patch: pytest.MonkeyPatch, wrong: Callable[[Tensor, torch.dtype], Tensor], *, finite: bool = False) -> None:
@@ -175,6 +174,17 @@ def output_in_the_base_s_encoding(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(encodings, "named", lambda dtype: changed(original("BF16"), dtype=dtype) if dtype == "F32" else original(dtype))
 
 
+@bug("runners/inputs", "llama → fp32", "what is read begins one row too early")
+def reads_begin_a_row_early(patch: pytest.MonkeyPatch) -> None:
+    original = inputs.Buffers.read
+
+    def read(buffers: Any, given: Any, operation: Any, start: int, stop: int) -> Tensor:
+        early = 1 if start and operation.parts else 0
+        return original(buffers, given, operation, start - early, stop - early)
+
+    patch.setattr(inputs.Buffers, "read", read)
+
+
 @bug("runners/inputs", "llama rsLoRA", "factors are kept for the next operation of the same shape")
 def factors_kept(patch: pytest.MonkeyPatch) -> None:
     held: dict[Any, Any] = {}
@@ -197,15 +207,23 @@ def slab_not_read_again(patch: pytest.MonkeyPatch) -> None:
 @bug("runners/local", "llama → fp32", "of a slab that grows, as many bytes are written as were read")
 def half_a_slab(patch: pytest.MonkeyPatch) -> None:
     original = local._computed
-    patch.setattr(local, "_computed", lambda operation, factors, raw, *given: original(operation, factors, raw, *given)[: len(raw)])
+
+    def computed(operation: Any, factors: Any, start: int, stop: int, *given: Any) -> Any:
+        out, sums = original(operation, factors, start, stop, *given)
+        low, high = operation.slabs.span(operation.reads[0].tensor, start, stop)
+        return out[: high - low], sums
+
+    patch.setattr(local, "_computed", computed)
 
 
 @bug("runners/local", "llama", "a job's later slabs are worked on as copies")
 def later_slabs_copied(patch: pytest.MonkeyPatch) -> None:
     original = local._computed
 
-    def computed(operation: Any, factors: Any, raw: Tensor, start: int, *given: Any) -> Tensor:
-        return original(operation, factors, raw, start, *given) if start == 0 else raw
+    def computed(operation: Any, factors: Any, start: int, stop: int, buffers: Any, rule: Any) -> Any:
+        if start == 0:
+            return original(operation, factors, start, stop, buffers, rule)
+        return buffers.read(factors._inputs, operation, start, stop), None
 
     patch.setattr(local, "_computed", computed)
 

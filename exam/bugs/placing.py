@@ -8,9 +8,9 @@ import pytest
 
 from exam.bugs.meaning import twin
 from exam.bugs.registry import bug
-from merge import architecture, placement, planner
+from merge import architecture, placement, planner, shards
 from merge.names import Names
-from merge.operation import Operation, Part, Slabs
+from merge.operation import Part, Slabs
 from merge.placement.site import Site
 
 
@@ -130,32 +130,33 @@ def one_expert_for_all(patch: pytest.MonkeyPatch) -> None:
     placed_wrongly(patch, wrong)
 
 
-@bug("planner", "llama", "the last tensor of each shard is always copied")
+@bug("shards", "llama", "the last tensor of each shard is always copied")
 def last_of_a_shard_copied(patch: pytest.MonkeyPatch) -> None:
-    original = planner._shard
+    original = shards.shard
 
     def shard(*given: Any) -> Any:
         made = original(*given)
         last = made.operations[-1]
         return changed(made, operations=(*made.operations[:-1], changed(last, kind="copy", parts=())))
 
-    patch.setattr(planner, "_shard", shard)
+    patch.setattr(planner, "shard", shard)
 
 
-@bug("planner", "llama fp16", "a merge is planned as a copy where the dtype stays")
+@bug("shards", "llama fp16", "a merge is planned as a copy where the dtype stays")
 def merges_planned_as_copies(patch: pytest.MonkeyPatch) -> None:
-    original = planner._operation
-    patch.setattr(planner, "_operation", lambda wanted, target, block: original(changed(wanted, placed=None), target, block))
+    original = shards._operation
+    patch.setattr(shards, "_operation", lambda wanted, target, storage: original(changed(wanted, placed=None), target, storage))
 
 
-@bug("planner", "deepseek → fp16", "another output dtype is given to the router's F32 bias as well")
+@bug("shards", "deepseek → fp16", "another output dtype is given to the router's F32 bias as well")
 def every_dtype_converted(patch: pytest.MonkeyPatch) -> None:
-    original = planner._shard
+    original = shards.shard
 
-    def shard(catalog: Any, wanted: Any, main: Any, dtypes: Any, options: Any) -> Any:
-        return original(catalog, wanted, main, dict.fromkeys(("BF16", "F16", "F32"), next(iter(dtypes.values()))), options)
+    def shard(catalog: Any, names: Any, storage: Any) -> Any:
+        dtypes = dict.fromkeys(("BF16", "F16", "F32"), next(iter(storage.dtypes.values())))
+        return original(catalog, names, changed(storage, dtypes=dtypes))
 
-    patch.setattr(planner, "_shard", shard)
+    patch.setattr(planner, "shard", shard)
 
 
 @bug("planner", "deepseek → fp16", "the rarest dtype is taken for the main one")
@@ -163,15 +164,15 @@ def wrong_main_dtype(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(planner, "main_dtype", lambda _: "F32")
 
 
-@bug("planner", "deepseek → fp16", "the header keeps the base's dtypes though the bytes are converted")
+@bug("shards", "deepseek → fp16", "the header keeps the base's dtypes though the bytes are converted")
 def header_of_the_base(patch: pytest.MonkeyPatch) -> None:
-    original = planner._shard
+    original = shards.shard
 
-    def shard(catalog: Any, *given: Any) -> Any:
-        made = original(catalog, *given)
+    def shard(*given: Any) -> Any:
+        made = original(*given)
         return changed(made, header=made.header.replace(b'"F16"', b'"BF16"')[: len(made.header)])
 
-    patch.setattr(planner, "_shard", shard)
+    patch.setattr(planner, "shard", shard)
 
 
 @bug("planner", "llama", "the index names one shard for everything")
@@ -191,24 +192,13 @@ def tail_of_a_tensor_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slabs, "__iter__", lambda slabs: iter([*whole(slabs)][: len(slabs)]))
 
 
-@bug("operation", "llama → fp32", "what is read begins one row too early")
-def reads_begin_a_row_early(patch: pytest.MonkeyPatch) -> None:
-    original = Operation.span
+@bug("operation", "llama → fp32", "results lie one number too early")
+def results_lie_too_early(patch: pytest.MonkeyPatch) -> None:
+    original = Slabs.span
 
-    def span(operation: Operation, tensor: Any, start: int, stop: int) -> tuple[int, int]:
-        early = 1 if start and operation.parts and tensor is operation.reads[0].tensor else 0
-        return original(operation, tensor, start - early, stop - early)
+    def span(slabs: Slabs, tensor: Any, start: int, stop: int) -> tuple[int, int]:
+        low, high = original(slabs, tensor, start, stop)
+        early = 4 if start and tensor.dtype == "F32" else 0
+        return low - early, high - early
 
-    patch.setattr(Operation, "span", span)
-
-
-@bug("operation", "llama → fp32", "results are written where the base has them")
-def written_at_the_base_s_place(patch: pytest.MonkeyPatch) -> None:
-    original = Operation.span
-
-    def span(operation: Operation, tensor: Any, start: int, stop: int) -> tuple[int, int]:
-        low, high = original(operation, tensor, start, stop)
-        place = original(operation, operation.reads[0].tensor, start, stop)[0]
-        return (place, place + high - low) if tensor is operation.target else (low, high)
-
-    patch.setattr(Operation, "span", span)
+    patch.setattr(Slabs, "span", span)

@@ -192,7 +192,7 @@ def test_only_the_whole_adapter_fails_and_every_report_says_so(sound: Question, 
 
 
 def test_a_killed_worker_is_an_error(sound: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    killer = "import os, signal\ndef pytest_runtest_logstart(nodeid):\n    if 'XDIST' in str(list(os.environ)) and 'q_proj' in nodeid: "
+    killer = f"import os, signal\ndef pytest_runtest_logstart(nodeid):\n    if os.getppid() == {os.getpid()} and 'q_proj' in nodeid: "
     (tmp_path / "killer.py").write_text(killer + "os.kill(os.getpid(), signal.SIGKILL)\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("xdist.workermanage._sys_path", [*sys.path])  # what workers start with, as it was when xdist was imported
