@@ -30,8 +30,13 @@ def store(
     exact  (n, columns)  float32: rows start … of the weight `name`, after every step
     out    (n, columns)  the output's dtype, overwritten
     """
-    chosen = space.block("chosen", tuple(exact.shape)).copy_(exact)
-    above = 0.0
+    chosen, above = space.block("chosen", tuple(exact.shape)), 0.0
+    if rule.name == "nearest" and grid.scales is None:  # nothing is overwritten, so that nothing is copied
+        if not grid.encode(exact, out, start):
+            return None
+        grid.decode(out, chosen, start)
+        return measure(chosen.sub_(exact), aims)
+    chosen.copy_(exact)
     if rule.name == "stochastic":
         _by_chance(exact, chosen, Floats(out.dtype, grid.scales), start, name, rule.seed, space)
     elif rule.name == "faithful":

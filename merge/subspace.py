@@ -70,8 +70,10 @@ def _region(deltas: list[Delta], rows: tuple[int, int], columns: int, whole: int
     if not pairs:
         return Region(rows, whole, torch.zeros(length, 0), torch.zeros(vectors, 0), exact)
     Q = basis(torch.cat([right for _, right, _ in pairs]))
-    wanted = sum((scaling * (left.double() @ (right.double() @ Q.double())) for left, right, scaling in pairs), torch.zeros(()))
-    return Region(rows, whole, Q, wanted.float().contiguous(), exact)
+    wanted = torch.zeros(vectors, Q.shape[1])
+    for left, right, scaling in pairs:
+        wanted.addmm_(left, (right.double() @ Q.double()).float(), alpha=scaling)
+    return Region(rows, whole, Q, wanted, exact)
 
 
 def aims(regions: tuple[Region, ...], start: int, exact: torch.Tensor, before: torch.Tensor | None) -> Iterator[Aim]:
