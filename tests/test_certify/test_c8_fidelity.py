@@ -194,6 +194,19 @@ def test_one_unmerged_tensor_is_no_matter_of_storage(llama: Case, tmp_path: Path
     assert "never merged" in certificate.reason
 
 
+def test_an_accepted_difference_does_not_switch_off_the_question_about_the_rest(llama: Case, tmp_path: Path) -> None:
+    """C4 refuses one tensor, and somebody answers for it; nearest rounding lost all the others."""
+    case = small(llama, tmp_path, 3e-4 / rho(llama))
+    cases.edit(case.merged, lambda key, tensor: tensor * 2 if key == QUIET else tensor)
+    accepted = tmp_path / "accept.toml"
+    accepted.write_text(f'[[accept]]\npattern = "{QUIET}"\ncodes = ["C4"]\nreason = "doubled on purpose"\nowner = "ana"\n')
+    certificate = certify.judge(case.base, case.adapter, case.merged, level="weights", accept=accepted)
+    assert certificate.verdict is Verdict.REJECTED, certificate.reason
+    (whole,) = [finding for finding in certificate.findings if finding.outcome is Outcome.FAILED]
+    assert (whole.code, whole.subject, whole.figures["tensors"]) == ("C8", "adapter", len(case.deltas) - 1)
+    assert certificate.reason.startswith("refused: the fine-tune did not survive storage: ")
+
+
 def test_the_certificate_and_the_page_show_the_distribution(llama: Case, tmp_path: Path) -> None:
     certificate = certify.judge(llama.base, llama.adapter, llama.merged)
     fidelity = certificate.statement["predicate"]["fidelity"]
