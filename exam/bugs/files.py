@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from exam.bugs.registry import bug
-from merge import adapter_files, catalog, engine, planner, side_files, source
+from merge import adapter_files, catalog, engine, shards, side_files, source
 from merge.sink import Sink
 from merge.source import Reader
 
@@ -43,13 +43,13 @@ def only_the_first_shard(patch: pytest.MonkeyPatch) -> None:
 
 @bug("catalog", "llama → fp32", "shapes are written the other way round")
 def shapes_reversed(patch: pytest.MonkeyPatch) -> None:
-    original = planner.compose
-    patch.setattr(planner, "compose", lambda file, wanted, metadata: original(file, [(n, d, s[::-1]) for n, d, s in wanted], metadata))
+    original = shards.compose
+    patch.setattr(shards, "compose", lambda file, wanted, metadata: original(file, [(n, d, s[::-1]) for n, d, s in wanted], metadata))
 
 
 @bug("catalog", "llama → fp32", "the bytes follow the names in reverse, the header in the file's order")
 def two_orders(patch: pytest.MonkeyPatch) -> None:
-    original = planner.compose
+    original = shards.compose
 
     def composed(file: str, wanted: Any, metadata: Any) -> Any:
         made = original(file, wanted[::-1], metadata)
@@ -57,7 +57,7 @@ def two_orders(patch: pytest.MonkeyPatch) -> None:
         places = {tensor.name: tensor for tensor in made.tensors}
         return catalog.Catalog(file, tuple(places[name] for name, _, _ in wanted), metadata, header, made.size)
 
-    patch.setattr(planner, "compose", composed)
+    patch.setattr(shards, "compose", composed)
 
 
 @bug("sink", "llama", "the rest of a short write is not written")

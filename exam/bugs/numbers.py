@@ -11,6 +11,7 @@ from torch import Tensor
 from exam.bugs.registry import bug
 from merge import arithmetic, encodings, rounding
 from merge.encodings.plain import Plain
+from merge.operation import Operation
 from merge.runners import inputs, local
 from merge.source import Reader
 
@@ -20,9 +21,8 @@ Slab = Callable[[Tensor, tuple[arithmetic.Delta, ...], slice], Tensor]  # (W, de
 def merging(patch: pytest.MonkeyPatch, wrong: Slab) -> None:
     """arithmetic.merge with another sum."""
 
-    def merge(stored: Tensor, steps: tuple[arithmetic.Delta, ...], start: int, exact: Tensor, out: Tensor) -> bool:
-        exact.copy_(wrong(stored.float(), steps, slice(start, start + len(exact))))
-        return rounding.nearest(exact, out)
+    def merge(exact: Tensor, steps: tuple[arithmetic.Delta, ...], start: int) -> Tensor:
+        return exact.copy_(wrong(exact.clone(), steps, slice(start, start + len(exact)))) if steps else exact
 
     patch.setattr(arithmetic, "merge", merge)
 
@@ -96,10 +96,9 @@ def row_norms_kept(patch: pytest.MonkeyPatch) -> None:
     merging(patch, total)
 
 
-@bug("arithmetic", "llama → fp32", "conversion passes through fp16")
+@bug("encodings/plain", "llama → fp32", "what is read passes through fp16")
 def conversion_through_fp16(patch: pytest.MonkeyPatch) -> None:
-    original = arithmetic.convert
-    patch.setattr(arithmetic, "convert", lambda stored, exact, out: original(stored.half(), exact, out))
+    patch.setattr(Plain, "decode", lambda _, stored, exact: exact.copy_(stored.half()))
 
 
 def rounded(patch: pytest.MonkeyPatch, wrong: Callable[[Tensor, torch.dtype], Tensor], *, finite: bool = False) -> None:
@@ -112,7 +111,7 @@ def rounded(patch: pytest.MonkeyPatch, wrong: Callable[[Tensor, torch.dtype], Te
     patch.setattr(rounding, "nearest", nearest)
 
 
-@bug("rounding", "llama", "toward zero")
+@bug("rounding/plain", "llama", "toward zero")
 def toward_zero(patch: pytest.MonkeyPatch) -> None:
     def truncated(exact: Tensor, _: torch.dtype) -> Tensor:
         return (exact.view(torch.int32) & -(1 << 16)).view(torch.float32)
@@ -120,7 +119,7 @@ def toward_zero(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, truncated)
 
 
-@bug("rounding", "llama", "by chance, where nearest was declared")
+@bug("rounding/plain", "llama", "by chance, where nearest was declared")
 def stochastic(patch: pytest.MonkeyPatch) -> None:
     def chance(exact: Tensor, _: torch.dtype) -> Tensor:
         noise = torch.randint(0, 1 << 16, exact.shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
@@ -129,27 +128,27 @@ def stochastic(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, chance)
 
 
-@bug("rounding", "llama", "twice: by way of fp16")
+@bug("rounding/plain", "llama", "twice: by way of fp16")
 def by_way_of_fp16(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, lambda exact, _: exact.half().float())
 
 
-@bug("rounding", "llama fp32 → fp16", "twice: by way of bf16")
+@bug("rounding/plain", "llama fp32 → fp16", "twice: by way of bf16")
 def by_way_of_bf16(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, lambda exact, _: exact.bfloat16().float())
 
 
-@bug("rounding", "llama too large", "an overflow to infinity passes for finite")
+@bug("rounding/plain", "llama too large", "an overflow to infinity passes for finite")
 def overflow_unseen(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, lambda exact, _: exact, finite=True)
 
 
-@bug("rounding", "llama too large", "an overflow is clamped to the largest value")
+@bug("rounding/plain", "llama too large", "an overflow is clamped to the largest value")
 def overflow_clamped(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, lambda exact, dtype: exact.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max))
 
 
-@bug("rounding", "llama fp16", "subnormal numbers become zero")
+@bug("rounding/plain", "llama fp16", "subnormal numbers become zero")
 def subnormals_flushed(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, lambda exact, dtype: torch.where(exact.abs() < torch.finfo(dtype).smallest_normal, 0.0, exact))
 
@@ -194,20 +193,26 @@ def slab_not_read_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reader, "into", into)
 
 
+def computed(patch: pytest.MonkeyPatch, wrong: Callable[[int, Tensor, Tensor], Tensor]) -> None:
+    """The bytes of one slab, spoiled. wrong: (first row, the slab as it was read, right bytes) → bytes"""
+    original = local._computed
+
+    def spoiled(operation: Operation, factors: inputs.Factors, start: int, stop: int, buffers: inputs.Buffers, *rule: Any) -> Any:
+        before = buffers.read(factors._inputs, operation, start, stop).clone()
+        out, sums = original(operation, factors, start, stop, buffers, *rule)
+        return wrong(start, before, out), sums
+
+    patch.setattr(local, "_computed", spoiled)
+
+
 @bug("runners/local", "llama → fp32", "of a slab that grows, as many bytes are written as were read")
 def half_a_slab(patch: pytest.MonkeyPatch) -> None:
-    original = local._computed
-    patch.setattr(local, "_computed", lambda operation, factors, raw, *given: original(operation, factors, raw, *given)[: len(raw)])
+    computed(patch, lambda _, before, out: out[: len(before)])
 
 
-@bug("runners/local", "llama", "a job's later slabs are worked on as copies")
+@bug("runners/local", "llama", "a tensor's later slabs are worked on as copies")
 def later_slabs_copied(patch: pytest.MonkeyPatch) -> None:
-    original = local._computed
-
-    def computed(operation: Any, factors: Any, raw: Tensor, start: int, *given: Any) -> Tensor:
-        return original(operation, factors, raw, start, *given) if start == 0 else raw
-
-    patch.setattr(local, "_computed", computed)
+    computed(patch, lambda start, before, out: before if start else out)
 
 
 @bug("runners/local", "llama", "the last job of a shard is never taken, and nobody counts", stopped=True)

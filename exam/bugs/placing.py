@@ -8,10 +8,11 @@ import pytest
 
 from exam.bugs.meaning import twin
 from exam.bugs.registry import bug
-from merge import architecture, placement, planner
+from merge import architecture, placement, planner, shards
 from merge.names import Names
-from merge.operation import Operation, Part, Slabs
+from merge.operation import Operation, Part, ShardPlan, Slabs
 from merge.placement.site import Site
+from merge.runners.inputs import Buffers
 
 
 @bug("architecture/__init__", "gpt2 square", "Conv1D, which stores (in, out), is taken for a linear layer")
@@ -130,32 +131,32 @@ def one_expert_for_all(patch: pytest.MonkeyPatch) -> None:
     placed_wrongly(patch, wrong)
 
 
-@bug("planner", "llama", "the last tensor of each shard is always copied")
-def last_of_a_shard_copied(patch: pytest.MonkeyPatch) -> None:
-    original = planner._shard
+def sharded(patch: pytest.MonkeyPatch, wrong: Callable[[ShardPlan], ShardPlan]) -> None:
+    """What the planner learns of one output shard, spoiled."""
+    patch.setattr(planner, "shard", lambda *given: wrong(shards.shard(*given)))
 
-    def shard(*given: Any) -> Any:
-        made = original(*given)
+
+@bug("shards", "llama", "the last tensor of each shard is always copied")
+def last_of_a_shard_copied(patch: pytest.MonkeyPatch) -> None:
+    def wrong(made: ShardPlan) -> ShardPlan:
         last = made.operations[-1]
         return changed(made, operations=(*made.operations[:-1], changed(last, kind="copy", parts=())))
 
-    patch.setattr(planner, "_shard", shard)
+    sharded(patch, wrong)
 
 
-@bug("planner", "llama fp16", "a merge is planned as a copy where the dtype stays")
+@bug("shards", "llama fp16", "a merge is planned as a copy where the dtype stays")
 def merges_planned_as_copies(patch: pytest.MonkeyPatch) -> None:
-    original = planner._operation
-    patch.setattr(planner, "_operation", lambda wanted, target, block: original(changed(wanted, placed=None), target, block))
+    original = shards._operation
+    patch.setattr(shards, "_operation", lambda wanted, *given: original(changed(wanted, placed=None), *given))
 
 
-@bug("planner", "deepseek → fp16", "another output dtype is given to the router's F32 bias as well")
+@bug("shards", "deepseek → fp16", "another output dtype is given to the router's F32 bias as well")
 def every_dtype_converted(patch: pytest.MonkeyPatch) -> None:
-    original = planner._shard
+    def shard(catalog: Any, names: Any, storage: shards.Storage) -> ShardPlan:
+        return shards.shard(catalog, names, changed(storage, dtypes=dict.fromkeys(("BF16", "F16", "F32"), "F16")))
 
-    def shard(catalog: Any, wanted: Any, main: Any, dtypes: Any, options: Any) -> Any:
-        return original(catalog, wanted, main, dict.fromkeys(("BF16", "F16", "F32"), next(iter(dtypes.values()))), options)
-
-    patch.setattr(planner, "_shard", shard)
+    patch.setattr(planner, "shard", shard)
 
 
 @bug("planner", "deepseek → fp16", "the rarest dtype is taken for the main one")
@@ -163,15 +164,9 @@ def wrong_main_dtype(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(planner, "main_dtype", lambda _: "F32")
 
 
-@bug("planner", "deepseek → fp16", "the header keeps the base's dtypes though the bytes are converted")
+@bug("shards", "deepseek → fp16", "the header keeps the base's dtypes though the bytes are converted")
 def header_of_the_base(patch: pytest.MonkeyPatch) -> None:
-    original = planner._shard
-
-    def shard(catalog: Any, *given: Any) -> Any:
-        made = original(catalog, *given)
-        return changed(made, header=made.header.replace(b'"F16"', b'"BF16"')[: len(made.header)])
-
-    patch.setattr(planner, "_shard", shard)
+    sharded(patch, lambda made: changed(made, header=made.header.replace(b'"F16"', b'"BF16"')[: len(made.header)]))
 
 
 @bug("planner", "llama", "the index names one shard for everything")
@@ -191,24 +186,21 @@ def tail_of_a_tensor_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slabs, "__iter__", lambda slabs: iter([*whole(slabs)][: len(slabs)]))
 
 
-@bug("operation", "llama → fp32", "what is read begins one row too early")
+@bug("runners/inputs", "llama → fp32", "what is read begins one row too early")
 def reads_begin_a_row_early(patch: pytest.MonkeyPatch) -> None:
-    original = Operation.span
+    original = Buffers.read
 
-    def span(operation: Operation, tensor: Any, start: int, stop: int) -> tuple[int, int]:
-        early = 1 if start and operation.parts and tensor is operation.reads[0].tensor else 0
-        return original(operation, tensor, start - early, stop - early)
+    def read(buffers: Buffers, inputs: Any, operation: Operation, start: int, stop: int) -> Any:
+        early = 1 if start and operation.parts else 0
+        return original(buffers, inputs, operation, start - early, stop - early)
 
-    patch.setattr(Operation, "span", span)
+    patch.setattr(Buffers, "read", read)
 
 
-@bug("operation", "llama → fp32", "results are written where the base has them")
+@bug("shards", "llama → fp32", "results are written where the base has them")
 def written_at_the_base_s_place(patch: pytest.MonkeyPatch) -> None:
-    original = Operation.span
+    def moved(operation: Operation) -> Operation:
+        start, target = operation.reads[0].tensor.start, operation.target
+        return changed(operation, target=changed(target, start=start, stop=start + target.size))
 
-    def span(operation: Operation, tensor: Any, start: int, stop: int) -> tuple[int, int]:
-        low, high = original(operation, tensor, start, stop)
-        place = original(operation, operation.reads[0].tensor, start, stop)[0]
-        return (place, place + high - low) if tensor is operation.target else (low, high)
-
-    patch.setattr(Operation, "span", span)
+    sharded(patch, lambda made: changed(made, operations=tuple(moved(operation) for operation in made.operations)))
