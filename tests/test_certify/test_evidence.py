@@ -137,11 +137,12 @@ def test_a_report_contains_nothing_that_is_judged(red: Question, capsys: pytest.
 
 
 def test_a_report_lies_apart_from_an_adapter_that_only_the_manifest_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The options do not name it, so that it is known only once the manifest is read."""
+    """The options do not name it, so that it is known only once the manifest is read; until then nothing may be cleared away there."""
     asked, desk = make(tmp_path), tmp_path / "desk"
     desk.mkdir()
     adapter = asked.adapter.rename(desk / "adapter")
     (tmp_path / "link").symlink_to(adapter)
+    (adapter / "index.html").write_text("theirs, not an old report")
     digest = folder_digest(adapter)
     entry = {"path": "../desk/adapter", "digest": digest, "weight": 1.0}
     (asked.merged / MANIFEST).write_text(json.dumps({"adapters": [entry]}))
@@ -150,4 +151,5 @@ def test_a_report_lies_apart_from_an_adapter_that_only_the_manifest_names(tmp_pa
         assert int(pytest.main([*words, f"--report={report}"])) == 4, report
         assert f"{told} {adapter}" in capsys.readouterr().err
         assert folder_digest(adapter) == digest
+        assert not (adapter / "report").exists()
     assert int(pytest.main([*words, f"--report={tmp_path / 'report'}"])) == 0, "elsewhere it may lie, and the manifest is enough"
