@@ -58,13 +58,16 @@ class Gate:
         """Open the checkpoints' headers; forget what an earlier run may have written to the report directory."""
         try:
             if self.report and not self.worker:
+                if not self.request.adapters:
+                    from certify.inputs.claim import named
+
+                    keep_apart(self.report, named(self.request.merged))
                 self.lock = occupy(self.report)
                 reports.clear(self.report)
             from certify.examination import Examination
 
             self.examination = examination = Examination(self.request, self.report)
             if self.report:
-                keep_apart(self.report, examination.folders.values())
                 examination.journal  # noqa: B018 a report directory that cannot be used is a wrong question
         except (UsageError, OSError) as error:
             raise pytest.UsageError(f"certify: {error}") from error

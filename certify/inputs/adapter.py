@@ -92,6 +92,15 @@ def _unpickle(path: Path) -> dict[str, AdapterTensor]:
         raise DamagedError(f"no memory-mappable weights-only pickle: {reason}") from error
     if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()):
         raise DamagedError("holds something else than a map of names to tensors")
-    if absent := sorted(name for name, tensor in loaded.items() if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized):
-        raise DamagedError(f"{absent[0]} is no plain tensor: sparse, quantised, or without numbers")
+    if unusual := sorted((name, kind) for name, tensor in loaded.items() if (kind := _unusual(tensor))):
+        raise DamagedError(f"{unusual[0][0]} is {unusual[0][1]}; plain tensors are read")
     return {name: AdapterTensor(NAMES.get(t.dtype, str(t.dtype)), tuple(t.shape), t.detach()) for name, t in loaded.items()}
+
+
+def _unusual(tensor: torch.Tensor) -> str:
+    """What a tensor is that holds its numbers otherwise than one after another in memory; empty for all others."""
+    if tensor.is_meta:
+        return "a meta tensor, which has no numbers"
+    if tensor.is_quantized:
+        return f"a quantised tensor ({tensor.dtype})"
+    return "" if tensor.layout == torch.strided else f"a sparse tensor ({tensor.layout})"

@@ -37,6 +37,17 @@ def located(merged: Path) -> Claim:
     return Claim(tuple(found))
 
 
+def named(merged: Path) -> tuple[Path, ...]:
+    """The adapters that the manifest names, unexamined: known before anything large is read."""
+    try:
+        stated = read_object(merged / MANIFEST).get("adapters")
+    except DamagedError:
+        return ()
+    entries = [entry for entry in stated if isinstance(entry, dict)] if isinstance(stated, list) else []
+    paths = [merged / path for entry in entries if isinstance(path := entry.get("path"), str) and "\0" not in path]
+    return tuple(path.resolve() for path in paths if (path / CONFIG).is_file())
+
+
 def _refusal(merged: Path, entry: object) -> str | None:
     match entry:
         case {"path": str(path), "digest": str(digest), "weight": 1 | 1.0} if "\0" not in path:

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from exam.cases import colossal_adapter, edit, read, write
 from exam.families import FAMILIES, make_adapter, make_base
+from tests.matrix import families, trial
+from tests.matrix.features import FEATURES
 
 RHO = 0.1
 CONFIG, SAFE, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -39,6 +41,19 @@ def _experts(family: str, dtype: str = "bf16", output: str = "same") -> Callable
         make_base(family, dtype, root / "base", "sharded")
         colossal_adapter(root / "base", root / "adapter", FAMILIES[family].experts)
         return Inputs(root / "base", root / "adapter", output)
+
+    return make
+
+
+def _kind(family: str, feature: str) -> Callable[[Path], Inputs]:
+    """A cell of the support table: what PEFT makes of that feature, trained."""
+
+    def make(root: Path) -> Inputs:
+        chosen, base = families.FAMILIES[family], trial.make_base(family, root)
+        live = trial.trained(trial.load(base), FEATURES[feature](chosen) or {}, chosen)
+        with trial.quiet():
+            live.save_pretrained(root / "adapter")
+        return Inputs(base, root / "adapter")
 
     return make
 
@@ -156,6 +171,13 @@ CASES: Mapping[str, Callable[[Path], Inputs]] = {
     "deepseek views": _spoiled(_experts("deepseek_v3"), _as_views_of_one_storage),
     "deepseek → fp16": _experts("deepseek_v3", output="fp16"),
     "mixtral": _experts("mixtral"),
+    "mixtral stacked": _kind("mixtral", "experts"),
+    "llama DoRA": _kind("llama", "dora"),
+    "llama embedding": _kind("llama", "embedding"),
+    "llama embedding DoRA": _kind("llama", "embedding_dora"),
+    "llama tokens": _kind("llama", "token_rows"),
+    "qwen2 biases": _kind("qwen2", "bias_all"),
+    "qwen2 lora_bias": _kind("qwen2", "lora_bias"),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from exam.bugs.registry import bug
 from merge import arithmetic, encodings, rounding
 from merge.encodings.plain import Plain
+from merge.operation import Operation
 from merge.runners import inputs, local
 from merge.source import Reader
 
@@ -95,10 +96,9 @@ def row_norms_kept(patch: pytest.MonkeyPatch) -> None:
     merging(patch, total)
 
 
-@bug("encodings/contract", "llama → fp32", "what is decoded passes through fp16")
-def decoded_through_fp16(patch: pytest.MonkeyPatch) -> None:
-    original = encodings.Grid.decode
-    patch.setattr(encodings.Grid, "decode", lambda grid, stored, exact, start: original(grid, stored.half(), exact, start))
+@bug("encodings/plain", "llama → fp32", "what is read passes through fp16")
+def conversion_through_fp16(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Plain, "decode", lambda _, stored, exact: exact.copy_(stored.half()))
 
 
 def rounded(patch: pytest.MonkeyPatch, wrong: Callable[[Tensor, torch.dtype], Tensor], *, finite: bool = False) -> None:
@@ -111,7 +111,7 @@ def rounded(patch: pytest.MonkeyPatch, wrong: Callable[[Tensor, torch.dtype], Te
     patch.setattr(rounding, "nearest", nearest)
 
 
-@bug("rounding", "llama", "toward zero")
+@bug("rounding/plain", "llama", "toward zero")
 def toward_zero(patch: pytest.MonkeyPatch) -> None:
     def truncated(exact: Tensor, _: torch.dtype) -> Tensor:
         return (exact.view(torch.int32) & -(1 << 16)).view(torch.float32)
@@ -119,7 +119,7 @@ def toward_zero(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, truncated)
 
 
-@bug("rounding", "llama", "by chance, where nearest was declared")
+@bug("rounding/plain", "llama", "by chance, where nearest was declared")
 def stochastic(patch: pytest.MonkeyPatch) -> None:
     def chance(exact: Tensor, _: torch.dtype) -> Tensor:
         noise = torch.randint(0, 1 << 16, exact.shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
@@ -128,27 +128,27 @@ def stochastic(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, chance)
 
 
-@bug("rounding", "llama", "twice: by way of fp16")
+@bug("rounding/plain", "llama", "twice: by way of fp16")
 def by_way_of_fp16(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, lambda exact, _: exact.half().float())
 
 
-@bug("rounding", "llama fp32 → fp16", "twice: by way of bf16")
+@bug("rounding/plain", "llama fp32 → fp16", "twice: by way of bf16")
 def by_way_of_bf16(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, lambda exact, _: exact.bfloat16().float())
 
 
-@bug("rounding", "llama too large", "an overflow to infinity passes for finite")
+@bug("rounding/plain", "llama too large", "an overflow to infinity passes for finite")
 def overflow_unseen(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, lambda exact, _: exact, finite=True)
 
 
-@bug("rounding", "llama too large", "an overflow is clamped to the largest value")
+@bug("rounding/plain", "llama too large", "an overflow is clamped to the largest value")
 def overflow_clamped(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, lambda exact, dtype: exact.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max))
 
 
-@bug("rounding", "llama fp16", "subnormal numbers become zero")
+@bug("rounding/plain", "llama fp16", "subnormal numbers become zero")
 def subnormals_flushed(patch: pytest.MonkeyPatch) -> None:
     rounded(patch, lambda exact, dtype: torch.where(exact.abs() < torch.finfo(dtype).smallest_normal, 0.0, exact))
 
@@ -174,17 +174,6 @@ def output_in_the_base_s_encoding(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(encodings, "named", lambda dtype: changed(original("BF16"), dtype=dtype) if dtype == "F32" else original(dtype))
 
 
-@bug("runners/inputs", "llama → fp32", "what is read begins one row too early")
-def reads_begin_a_row_early(patch: pytest.MonkeyPatch) -> None:
-    original = inputs.Buffers.read
-
-    def read(buffers: Any, given: Any, operation: Any, start: int, stop: int) -> Tensor:
-        early = 1 if start and operation.parts else 0
-        return original(buffers, given, operation, start - early, stop - early)
-
-    patch.setattr(inputs.Buffers, "read", read)
-
-
 @bug("runners/inputs", "llama rsLoRA", "factors are kept for the next operation of the same shape")
 def factors_kept(patch: pytest.MonkeyPatch) -> None:
     held: dict[Any, Any] = {}
@@ -204,28 +193,26 @@ def slab_not_read_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reader, "into", into)
 
 
+def computed(patch: pytest.MonkeyPatch, wrong: Callable[[int, Tensor, Tensor], Tensor]) -> None:
+    """The bytes of one slab, spoiled. wrong: (first row, the slab as it was read, right bytes) → bytes"""
+    original = local._computed
+
+    def spoiled(operation: Operation, factors: inputs.Factors, start: int, stop: int, buffers: inputs.Buffers, *rule: Any) -> Any:
+        before = buffers.read(factors._inputs, operation, start, stop).clone()
+        out, sums = original(operation, factors, start, stop, buffers, *rule)
+        return wrong(start, before, out), sums
+
+    patch.setattr(local, "_computed", spoiled)
+
+
 @bug("runners/local", "llama → fp32", "of a slab that grows, as many bytes are written as were read")
 def half_a_slab(patch: pytest.MonkeyPatch) -> None:
-    original = local._computed
-
-    def computed(operation: Any, factors: Any, start: int, stop: int, *given: Any) -> Any:
-        out, sums = original(operation, factors, start, stop, *given)
-        low, high = operation.slabs.span(operation.reads[0].tensor, start, stop)
-        return out[: high - low], sums
-
-    patch.setattr(local, "_computed", computed)
+    computed(patch, lambda _, before, out: out[: len(before)])
 
 
-@bug("runners/local", "llama", "a job's later slabs are worked on as copies")
+@bug("runners/local", "llama", "a tensor's later slabs are worked on as copies")
 def later_slabs_copied(patch: pytest.MonkeyPatch) -> None:
-    original = local._computed
-
-    def computed(operation: Any, factors: Any, start: int, stop: int, buffers: Any, rule: Any) -> Any:
-        if start == 0:
-            return original(operation, factors, start, stop, buffers, rule)
-        return buffers.read(factors._inputs, operation, start, stop), None
-
-    patch.setattr(local, "_computed", computed)
+    computed(patch, lambda start, before, out: before if start else out)
 
 
 @bug("runners/local", "llama", "the last job of a shard is never taken, and nobody counts", stopped=True)

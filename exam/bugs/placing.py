@@ -10,8 +10,9 @@ from exam.bugs.meaning import twin
 from exam.bugs.registry import bug
 from merge import architecture, placement, planner, shards
 from merge.names import Names
-from merge.operation import Part, Slabs
+from merge.operation import Operation, Part, ShardPlan, Slabs
 from merge.placement.site import Site
+from merge.runners.inputs import Buffers
 
 
 @bug("architecture/__init__", "gpt2 square", "Conv1D, which stores (in, out), is taken for a linear layer")
@@ -130,31 +131,30 @@ def one_expert_for_all(patch: pytest.MonkeyPatch) -> None:
     placed_wrongly(patch, wrong)
 
 
+def sharded(patch: pytest.MonkeyPatch, wrong: Callable[[ShardPlan], ShardPlan]) -> None:
+    """What the planner learns of one output shard, spoiled."""
+    patch.setattr(planner, "shard", lambda *given: wrong(shards.shard(*given)))
+
+
 @bug("shards", "llama", "the last tensor of each shard is always copied")
 def last_of_a_shard_copied(patch: pytest.MonkeyPatch) -> None:
-    original = shards.shard
-
-    def shard(*given: Any) -> Any:
-        made = original(*given)
+    def wrong(made: ShardPlan) -> ShardPlan:
         last = made.operations[-1]
         return changed(made, operations=(*made.operations[:-1], changed(last, kind="copy", parts=())))
 
-    patch.setattr(planner, "shard", shard)
+    sharded(patch, wrong)
 
 
 @bug("shards", "llama fp16", "a merge is planned as a copy where the dtype stays")
 def merges_planned_as_copies(patch: pytest.MonkeyPatch) -> None:
     original = shards._operation
-    patch.setattr(shards, "_operation", lambda wanted, target, storage: original(changed(wanted, placed=None), target, storage))
+    patch.setattr(shards, "_operation", lambda wanted, *given: original(changed(wanted, placed=None), *given))
 
 
 @bug("shards", "deepseek → fp16", "another output dtype is given to the router's F32 bias as well")
 def every_dtype_converted(patch: pytest.MonkeyPatch) -> None:
-    original = shards.shard
-
-    def shard(catalog: Any, names: Any, storage: Any) -> Any:
-        dtypes = dict.fromkeys(("BF16", "F16", "F32"), next(iter(storage.dtypes.values())))
-        return original(catalog, names, changed(storage, dtypes=dtypes))
+    def shard(catalog: Any, names: Any, storage: shards.Storage) -> ShardPlan:
+        return shards.shard(catalog, names, changed(storage, dtypes=dict.fromkeys(("BF16", "F16", "F32"), "F16")))
 
     patch.setattr(planner, "shard", shard)
 
@@ -166,13 +166,7 @@ def wrong_main_dtype(patch: pytest.MonkeyPatch) -> None:
 
 @bug("shards", "deepseek → fp16", "the header keeps the base's dtypes though the bytes are converted")
 def header_of_the_base(patch: pytest.MonkeyPatch) -> None:
-    original = shards.shard
-
-    def shard(*given: Any) -> Any:
-        made = original(*given)
-        return changed(made, header=made.header.replace(b'"F16"', b'"BF16"')[: len(made.header)])
-
-    patch.setattr(planner, "shard", shard)
+    sharded(patch, lambda made: changed(made, header=made.header.replace(b'"F16"', b'"BF16"')[: len(made.header)]))
 
 
 @bug("planner", "llama", "the index names one shard for everything")
@@ -192,13 +186,21 @@ def tail_of_a_tensor_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slabs, "__iter__", lambda slabs: iter([*whole(slabs)][: len(slabs)]))
 
 
-@bug("operation", "llama → fp32", "results lie one number too early")
-def results_lie_too_early(patch: pytest.MonkeyPatch) -> None:
-    original = Slabs.span
+@bug("runners/inputs", "llama → fp32", "what is read begins one row too early")
+def reads_begin_a_row_early(patch: pytest.MonkeyPatch) -> None:
+    original = Buffers.read
 
-    def span(slabs: Slabs, tensor: Any, start: int, stop: int) -> tuple[int, int]:
-        low, high = original(slabs, tensor, start, stop)
-        early = 4 if start and tensor.dtype == "F32" else 0
-        return low - early, high - early
+    def read(buffers: Buffers, inputs: Any, operation: Operation, start: int, stop: int) -> Any:
+        early = 1 if start and operation.parts else 0
+        return original(buffers, inputs, operation, start - early, stop - early)
 
-    patch.setattr(Slabs, "span", span)
+    patch.setattr(Buffers, "read", read)
+
+
+@bug("shards", "llama → fp32", "results are written where the base has them")
+def written_at_the_base_s_place(patch: pytest.MonkeyPatch) -> None:
+    def moved(operation: Operation) -> Operation:
+        start, target = operation.reads[0].tensor.start, operation.target
+        return changed(operation, target=changed(target, start=start, stop=start + target.size))
+
+    sharded(patch, lambda made: changed(made, operations=tuple(moved(operation) for operation in made.operations)))

@@ -21,6 +21,7 @@ from certify.verdict import Verdict
 from exam import cases
 from exam.cases import Case
 
+QUIET = "model.layers.0.self_attn.q_proj.weight"
 PUBLISHED = {1e-2: (1.000, 0.17, 0.021), 3e-3: (0.925, 0.48, 0.103), 1e-3: (0.532, 0.79, 0.481), 3e-4: (0.181, 0.94, 0.822)}
 
 
@@ -93,6 +94,25 @@ def small(case: Case, root: Path, factor: float, how: cases.Merge = cases.single
     return made
 
 
+def stochastic(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    value = W.double() + s * (B.double() @ A.double())
+    near = value.to(W.dtype)
+    other = torch.nextafter(near, torch.where(near.double() > value, -torch.inf, torch.inf).to(W.dtype))
+    up = ((value - near.double()) / (other.double() - near.double())).clamp(0, 1)
+    return torch.where(torch.rand(W.shape, generator=torch.Generator().manual_seed(0)) < up, other, near)
+
+
+def quietened(case: Case, root: Path, share: float, how: cases.Merge = cases.single) -> Case:
+    """‖Δ‖/‖W‖ = 1e-2, but `share` of that in QUIET; merged once, soundly."""
+    loud = small(case, root, 1e-2 / rho(case))
+    path, faint = loud.adapter / "adapter_model.safetensors", QUIET.replace(".weight", ".lora_B.weight")
+    save_file({key: t * share if key.endswith(faint) else t for key, t in load_file(path).items()}, path)
+    cases.expected_deltas(loud)
+    shutil.rmtree(loud.merged)
+    cases.merge_into(loud, loud.merged, how)
+    return loud
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return cases.build("llama", tmp_path_factory.mktemp("llama"))
@@ -124,32 +144,44 @@ def test_a_right_rounding_that_loses_the_fine_tune_is_refused_by_c8_alone(llama:
 
 def test_faithful_tells_tensor_by_tensor(llama: Case, tmp_path: Path) -> None:
     """Among loud tensors a silent one cannot hide: the whole keeps 99 %, and C4 alone would accept either neighbour."""
-    quiet = "model.layers.0.self_attn.q_proj.weight"
-    loud = small(llama, tmp_path / "loud", 1e-2 / rho(llama))
-    path = loud.adapter / "adapter_model.safetensors"
-    faint = quiet.replace(".weight", ".lora_B.weight")
-    save_file({key: t * 0.03 if key.endswith(faint) else t for key, t in load_file(path).items()}, path)
-    cases.expected_deltas(loud)
-    shutil.rmtree(loud.merged)
-    cases.merge_into(loud, loud.merged)
+    loud = quietened(llama, tmp_path, 0.03)
     certificate = certify.judge(loud.base, loud.adapter, loud.merged, criterion="faithful")
     failed = [finding for finding in certificate.findings if finding.outcome is Outcome.FAILED]
-    assert [(finding.code, finding.subject) for finding in failed] == [("C8", quiet)]
+    assert [(finding.code, finding.subject) for finding in failed] == [("C8", QUIET)]
     assert certify.judge(loud.base, loud.adapter, loud.merged).verdict is Verdict.CERTIFIED
 
 
 def test_stochastic_rounding_is_certified_under_faithful(llama: Case, tmp_path: Path) -> None:
-    def stochastic(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
-        value = W.double() + s * (B.double() @ A.double())
-        near = value.to(W.dtype)
-        other = torch.nextafter(near, torch.where(near.double() > value, -torch.inf, torch.inf).to(W.dtype))
-        up = ((value - near.double()) / (other.double() - near.double())).clamp(0, 1)
-        return torch.where(torch.rand_like(up) < up, other, near)
-
     for factor in (1.0, 1e-2, 1e-3):
         case = small(llama, tmp_path / str(factor), factor, stochastic)
         certificate = certify.judge(case.base, case.adapter, case.merged, criterion="faithful")
         assert certificate.verdict is Verdict.CERTIFIED, certificate.reason
+
+
+@pytest.mark.parametrize("merged", [True, False], ids=["merged", "unmerged"])
+def test_where_the_noise_hides_a_tensor_nothing_is_certified(llama: Case, tmp_path: Path, merged: bool) -> None:
+    """σ ≥ 0.3: a tensor without its delta keeps 0, which is within 1 ± (0.1 + 3σ). Nobody can tell the two merges apart."""
+    case = quietened(llama, tmp_path, 1e-3, stochastic)
+    held = {key: tensor for tensors in cases.read(case.base).values() for key, tensor in tensors.items()}
+    cases.edit(case.merged, lambda key, tensor: held[key] if key == QUIET and not merged else tensor)
+    certificate = certify.judge(case.base, case.adapter, case.merged, criterion="faithful")
+    told = {finding.code: finding for finding in certificate.findings if finding.subject == QUIET}
+    sigma, kept = (told["C8"].figures[name] for name in ("sigma", "retention"))
+    assert isinstance(sigma, float)
+    assert sigma >= 0.3
+    assert (kept != 0) is merged
+    assert (told["C4"].outcome, told["C8"].outcome) == (Outcome.PASSED, Outcome.UNDECIDED)
+    assert (certificate.verdict, certificate.exit_code) == (Verdict.INCOMPLETE, 10)
+    room = f"faithful rounding keeps 1 ± {0.1 + 3 * sigma:.3g} of this tensor's delta (0.1 + 3σ)"
+    assert certificate.reason == f"C8 {QUIET}: {room}, so that a tensor without its delta would pass."
+
+
+@pytest.mark.parametrize("sigma", [None, 0.0, 0.29, 0.3, 0.301, 1.0, 1e9])
+def test_no_noise_lets_an_unmerged_tensor_pass(sigma: float | None) -> None:
+    figures = {"retention": 0.0, "delta_norm": 1.0, "sigma": sigma}
+    found = c8_fidelity.tensor_fidelity(Finding("C4", "a", Outcome.PASSED, figures=figures), "faithful")
+    assert found is not None
+    assert found.outcome is (Outcome.UNDECIDED if sigma is not None and sigma > 0.3 else Outcome.FAILED)
 
 
 def test_one_unmerged_tensor_is_no_matter_of_storage(llama: Case, tmp_path: Path) -> None:
@@ -160,6 +192,19 @@ def test_one_unmerged_tensor_is_no_matter_of_storage(llama: Case, tmp_path: Path
     assert "survive storage" not in certificate.reason
     assert codes(certificate, Outcome.FAILED) == {"C4"}
     assert "never merged" in certificate.reason
+
+
+def test_an_accepted_difference_does_not_switch_off_the_question_about_the_rest(llama: Case, tmp_path: Path) -> None:
+    """C4 refuses one tensor, and somebody answers for it; nearest rounding lost all the others."""
+    case = small(llama, tmp_path, 3e-4 / rho(llama))
+    cases.edit(case.merged, lambda key, tensor: tensor * 2 if key == QUIET else tensor)
+    accepted = tmp_path / "accept.toml"
+    accepted.write_text(f'[[accept]]\npattern = "{QUIET}"\ncodes = ["C4"]\nreason = "doubled on purpose"\nowner = "ana"\n')
+    certificate = certify.judge(case.base, case.adapter, case.merged, level="weights", accept=accepted)
+    assert certificate.verdict is Verdict.REJECTED, certificate.reason
+    (whole,) = [finding for finding in certificate.findings if finding.outcome is Outcome.FAILED]
+    assert (whole.code, whole.subject, whole.figures["tensors"]) == ("C8", "adapter", len(case.deltas) - 1)
+    assert certificate.reason.startswith("refused: the fine-tune did not survive storage: ")
 
 
 def test_the_certificate_and_the_page_show_the_distribution(llama: Case, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import certify
 from certify.errors import DamagedError
 from certify.inputs.adapter import open_adapter
 from certify.inputs.checkpoint import INDEX, open_checkpoint
 from certify.inputs.folder import folder_digest, regular_files
 from certify.inputs.header import HEADER_MAX, read_header
 from certify.inputs.stored import Stored
+from certify.verdict import Verdict
+from tests.test_certify.front_checkpoint import make
 
 
 def header_file(path: Path, header: Any, body: bytes = b"", length: int | None = None) -> Path:
@@ -163,6 +167,27 @@ def test_a_pickle_of_something_else_is_described(tmp_path: Path, content: Any) -
     (tmp_path / "adapter_config.json").write_text("{}")
     torch.save(content, tmp_path / "adapter_model.bin")
     assert "map of names to tensors" in open_adapter(tmp_path).problems[0][1]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "compressed", "meta", "quantised"])
+def test_a_tensor_that_is_not_plain_is_named_with_its_kind(tmp_path: Path, kind: str) -> None:
+    """Such a file loads, and then has no storage to map: the gate must say so, and never trip over it later."""
+    asked = make(tmp_path)
+    (asked.adapter / "adapter_model.safetensors").rename(tmp_path / "set aside")
+    name, A, B = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.randn(4, 16), torch.randn(16, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls two of these layouts a prototype, or on their way out
+        made = {
+            "sparse": (A.to_sparse(), "a sparse tensor (torch.sparse_coo)"),
+            "compressed": (A.to_sparse_csr(), "a sparse tensor (torch.sparse_csr)"),
+            "meta": (A.to("meta"), "a meta tensor, which has no numbers"),
+            "quantised": (torch.quantize_per_tensor(A, 0.1, 0, torch.qint8), "a quantised tensor (torch.qint8)"),
+        }
+        torch.save({name: made[kind][0], name.replace("lora_A", "lora_B"): B}, asked.adapter / "adapter_model.bin")
+    certificate = certify.judge(asked.base, asked.adapter, asked.merged)
+    assert certificate.verdict is Verdict.REJECTED, certificate.reason
+    told = {finding.code: finding.sentence for finding in certificate.findings if finding.subject.endswith("adapter_model.bin")}
+    assert f"{name} is {made[kind][1]}" in told["C1"], told
 
 
 def test_a_pickle_before_the_zip_format_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import pytest
 import certify
 from certify import launch
 from certify.examination import Examination
+from certify.inputs.claim import MANIFEST
+from certify.inputs.folder import folder_digest
 from certify.journal import EVIDENCE
 from certify.key import PLACE, evidence_key
 from certify.report.room import occupy
@@ -131,3 +134,22 @@ def test_a_report_is_of_one_run_at_a_time(red: Question, tmp_path: Path, capsys:
 def test_a_report_contains_nothing_that_is_judged(red: Question, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(red, f"--report={red.base.parent}") == 4
     assert f"contains {red.base}" in capsys.readouterr().err
+
+
+def test_a_report_lies_apart_from_an_adapter_that_only_the_manifest_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The options do not name it, so that it is known only once the manifest is read; until then nothing may be cleared away there."""
+    asked, desk = make(tmp_path), tmp_path / "desk"
+    desk.mkdir()
+    adapter = asked.adapter.rename(desk / "adapter")
+    (tmp_path / "link").symlink_to(adapter)
+    (adapter / "index.html").write_text("theirs, not an old report")
+    digest = folder_digest(adapter)
+    entry = {"path": "../desk/adapter", "digest": digest, "weight": 1.0}
+    (asked.merged / MANIFEST).write_text(json.dumps({"adapters": [entry]}))
+    words = launch.arguments([word for word in asked.words if not word.startswith("--adapter")] + [WEIGHTS])
+    for report, told in ((adapter / "report", "lies inside"), (desk, "contains"), (tmp_path / "link", "lies inside")):
+        assert int(pytest.main([*words, f"--report={report}"])) == 4, report
+        assert f"{told} {adapter}" in capsys.readouterr().err
+        assert folder_digest(adapter) == digest
+        assert not (adapter / "report").exists()
+    assert int(pytest.main([*words, f"--report={tmp_path / 'report'}"])) == 0, "elsewhere it may lie, and the manifest is enough"
