@@ -39,7 +39,7 @@ def config_problems(base: Checkpoint, merged: Checkpoint, output_dtype: str, dec
         theirs, expected = (as_declared(side, declared, ours) for side in (theirs, expected))
     told = differences(_compared(ours, excused), _compared(theirs, excused))
     raw, stated = _compared(found, excused), _compared(expected, excused)
-    told += [line for line in (*_conflicts(raw, stated, theirs), *unread_problems(raw, stated, ours)) if line not in told]
+    told = list(dict.fromkeys((*told, *_conflicts(raw, stated, theirs), *unread_problems(raw, stated, ours, theirs))))
     told += [line for key, line in against_tensors(ours, merged).items() if key not in already]
     return told + _dtype_problems(found, expected, main_dtype(base), output_dtype)
 
