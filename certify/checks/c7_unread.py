@@ -10,7 +10,7 @@ import transformers
 from certify.expect.meaning import Meaning, differences
 from certify.expect.skeleton import quiet
 
-Path = tuple[str, ...]  # the keys that lead to a value
+Keys = tuple[str, ...]  # the keys that lead to a value
 AUTHOR = "name_or_path"  # says where the file came from
 ROPE = "rope_parameters"  # where transformers 5 keeps what version 4 wrote as rope_theta and rope_scaling
 
@@ -31,7 +31,7 @@ def unread_problems(found: Meaning, expected: Meaning, ours: Meaning, theirs: Me
     return told
 
 
-def _unshown(found: Meaning, meaning: Meaning, path: Path = ()) -> Iterator[Path]:
+def _unshown(found: Meaning, meaning: Meaning, path: Keys = ()) -> Iterator[Keys]:
     for key, value in found.items():
         if key not in meaning and value is not None:
             yield (*path, key)
@@ -51,7 +51,7 @@ def _repeats(key: str, value: Any, rope: Any) -> bool:
     return isinstance(rope, dict) and bool(stated) and all(not differences(held, rope.get(name)) for name, held in stated.items())
 
 
-def _read(config: Meaning, path: Path) -> bool:
+def _read(config: Meaning, path: Keys) -> bool:
     """Whether the class makes something of a key: another value in its place makes another configuration, or none."""
     changed = copy.deepcopy(config)
     _at(changed, path[:-1])[path[-1]] = _another(_at(config, path))
@@ -77,7 +77,7 @@ def _another(value: Any) -> Any:
     return f"{value}?" if isinstance(value, str) else None
 
 
-def _at(config: Any, path: Path) -> Any:
+def _at(config: Any, path: Keys) -> Any:
     """The value at the end of a path; None where there is none."""
     for key in path:
         config = config.get(key) if isinstance(config, dict) else None
