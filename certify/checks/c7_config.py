@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from certify.checks.c2_completeness import main_dtype
+from certify.checks.c7_unread import unread_problems
 from certify.expect.declared import Declared
 from certify.expect.meaning import config_meaning, differences, without_noise
 from certify.inputs.checkpoint import Checkpoint
@@ -37,8 +38,8 @@ def config_problems(base: Checkpoint, merged: Checkpoint, output_dtype: str, dec
     if declared is not None:
         theirs, expected = (as_declared(side, declared, ours) for side in (theirs, expected))
     told = differences(_compared(ours, excused), _compared(theirs, excused))
-    conflicts = _conflicts(_compared(found, excused), _compared(expected, excused), theirs)
-    told += [line for line in conflicts if line not in told]
+    raw, stated = _compared(found, excused), _compared(expected, excused)
+    told = list(dict.fromkeys((*told, *_conflicts(raw, stated, theirs), *unread_problems(raw, stated, ours, theirs))))
     told += [line for key, line in against_tensors(ours, merged).items() if key not in already]
     return told + _dtype_problems(found, expected, main_dtype(base), output_dtype)
 
@@ -138,21 +139,24 @@ def _quantised(checkpoint: Checkpoint) -> bool:
 
 
 def _dtype_problems(found: dict[str, Any], expected: dict[str, Any], main: str | None, output_dtype: str) -> list[str]:
-    """The stated dtype is that of the tensors as declared; where nothing was declared, the base's own word may stand as well."""
+    """Every stated dtype is that of the tensors as declared; where nothing was declared, the base's own word may stand as well."""
     stated, before = _stated(found), _stated(expected)
     right = TORCH_NAMES.get(main or "" if output_dtype == "same" else TARGETS[output_dtype])
     told = []
-    for path, dtype in stated.items():
-        allowed = {right, before.get(path)} if output_dtype == "same" else {right}
-        if dtype not in allowed and right is not None:
-            told.append(f"{path + '.' if path else ''}dtype is {dtype}, the tensors are {right} as declared")
+    for path, words in stated.items():
+        theirs, prefix = before.get(path, {}), f"{path}." if path else ""
+        allowed = {right, *theirs.values()} if output_dtype == "same" else {right}
+        wrong = [(key, dtype) for key, dtype in words.items() if dtype not in allowed and right is not None]
+        told += [f"{prefix}{key} is {dtype}, the tensors are {right} as declared" for key, dtype in wrong]
+        if not wrong and len({*words.values()}) > 1 and words != theirs:
+            told.append(f"{prefix}dtype is {words['dtype']}, yet torch_dtype beside it is {words['torch_dtype']}")
     return told + ([f"states no dtype, {right} was expected"] if "" in before and "" not in stated else [])
 
 
-def _stated(config: dict[str, Any], path: str = "") -> dict[str, str]:
-    """Path → dtype, at every level outside the quantiser's own settings."""
-    stated = next((config[key] for key in DTYPE_KEYS if config.get(key)), None)
-    told = {} if stated is None else {path: str(stated).removeprefix("torch.")}
+def _stated(config: dict[str, Any], path: str = "") -> dict[str, dict[str, str]]:
+    """Path → spelling of the key → dtype, at every level outside the quantiser's own settings."""
+    words = {key: str(config[key]).removeprefix("torch.") for key in DTYPE_KEYS if config.get(key)}
+    told = {path: words} if words else {}
     for key, value in config.items():
         if isinstance(value, dict) and key != QUANTISATION:
             told |= _stated(value, f"{path}.{key}" if path else key)

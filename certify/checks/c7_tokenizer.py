@@ -17,6 +17,7 @@ from certify.inputs.side_files import (
 from certify.inputs.strict_json import read_object
 
 WRITER = ("name_or_path", "tokenizer_class", "processor_class", "backend", "is_local", "tokenizer_file")  # says who wrote the file
+UNREAD = {TOKENIZER_CONFIG: ("auto_map", "fast_tokenizer_files"), TOKENIZER_JSON: ("truncation", "padding")}  # the loaded one hides these
 
 Problems = dict[str, list[str]]  # file → sentences
 
@@ -41,6 +42,7 @@ def _against(merged: Path, source: Path, rows: dict[Path, int | None]) -> Proble
     if not problems:
         _compare_files(merged, source, (ours | theirs) - same, loaded, problems)
         _compare_templates(merged, source, ours | theirs, problems)
+    _compare_unread(merged, source, ours - same, problems)
     for name, lines in _ids(merged, source, rows).items():
         problems.setdefault(name, []).extend(lines)
     return problems
@@ -62,6 +64,32 @@ def _loaded(merged: Path, source: Path, problems: Problems) -> bool:
                 problems.setdefault(name, []).extend(lines)
         return True
     return False
+
+
+def _compare_unread(merged: Path, source: Path, names: frozenset[str], problems: Problems) -> None:
+    """Keys that name code or another file, or cut every text: a loaded tokenizer does not show them.
+
+    A section of tokenizer.json may be gone: the next call of transformers' tokenizer drops it.
+    """
+    for name in names & UNREAD.keys():
+        try:
+            found = read_object(merged / name)
+        except DamagedError as error:
+            problems.setdefault(name, [str(error)])
+            continue
+        expected, told = _object(source / name), problems.get(name, [])
+        judged = [key for key in UNREAD[name] if name == TOKENIZER_CONFIG or found.get(key) is not None]
+        lines = [line for key in judged for line in differences(found.get(key), expected.get(key), key) if line not in told]
+        if lines:
+            problems[name] = told + lines
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none, or it cannot be read (which is found elsewhere)."""
+    try:
+        return read_object(path)
+    except DamagedError:
+        return {}
 
 
 def _why(path: Path) -> str:
@@ -141,11 +169,8 @@ def _ids(merged: Path, source: Path, rows: dict[Path, int | None]) -> Problems:
 
 
 def _last_id(directory: Path) -> int | None:
-    """The largest id in tokenizer.json; None where there is none, or it cannot be read (which is found elsewhere)."""
-    try:
-        content = read_object(directory / TOKENIZER_JSON)
-    except DamagedError:
-        return None
+    """The largest id in tokenizer.json; None where it states none."""
+    content = _object(directory / TOKENIZER_JSON)
     model, added = content.get("model"), content.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary or ())))

@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,6 +15,29 @@ from certify.checks.c7_side_files import SideFiles
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import open_checkpoint
 from exam.faults.side import edit
+
+TRUNCATION = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+PADDING = {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}
+CODE = {"AutoTokenizer": ["evil/repo--tok.Tok", None]}
+PLAN = {"layers.*.mlp.down_proj": "rowwise"}
+Planted = tuple[str, dict[str, object], str]  # a file, the keys set in the merged one, what the finding says
+UNREAD: dict[str, Planted] = {  # what transformers drops as it loads, and other loaders obey
+    "tokenizer_code": (
+        "tokenizer_config.json",
+        {"auto_map": CODE},
+        'auto_map is {"AutoTokenizer": ["evil/repo--tok.Tok", null]}, absent was',
+    ),
+    "tokenizer_file": ("tokenizer_config.json", {"fast_tokenizer_files": ["tokenizer.99.0.0.json"]}, "fast_tokenizer_files is ["),
+    "truncation": ("tokenizer.json", {"truncation": TRUNCATION}, 'truncation is {"direction": "Right", "max_length": 1'),
+    "padding": ("tokenizer.json", {"padding": PADDING}, 'padding is {"strategy": {"Fixed": 8}'),
+    "second_dtype": ("config.json", {"dtype": "bfloat16", "torch_dtype": "float16"}, "torch_dtype is float16, the tensors are bfloat16"),
+    "tensor_plan": ("config.json", {"base_model_tp_plan": PLAN}, "base_model_tp_plan is {"),
+    "pipeline_plan": ("config.json", {"base_model_pp_plan": {"norm": [["x"], ["x"]]}}, "base_model_pp_plan is {"),
+    "shard_plan": ("config.json", {"base_model_fsdp_plan": {"layers.*": "x"}}, "base_model_fsdp_plan is {"),
+    "distribution": ("config.json", {"distributed_config": {"tp_size": 2}}, "distributed_config is {"),
+    "attention": ("config.json", {"attn_implementation": "eager"}, 'attn_implementation is "eager", absent was expected'),
+    "generation": ("config.json", {"temperature": 0.1}, "temperature is 0.1, absent was expected"),
+}
 
 
 def judged(base: Path, merged: Path, *adapters: Path, output_dtype: str = "same", digest: str | None = None) -> list[Finding]:
@@ -52,6 +76,16 @@ def older(base: Path, out: Path) -> Path:
     edit(out / "tokenizer_config.json", chat_template=template, tokenizer_class="PreTrainedTokenizerFast", backend=None, is_local=None)
     (out / "special_tokens_map.json").write_text(json.dumps(special | {"eos_token": "</s>", "pad_token": "<pad>"}))
     return out
+
+
+def in_version_4(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with its rotary embedding, dtype and defaults of generation as transformers 4 wrote them, at every level."""
+    kept = {key: in_version_4(value) if isinstance(value, dict) and "model_type" in value else value for key, value in config.items()}
+    rope = kept.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        kept |= {"rope_theta": rope["rope_theta"], "rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"}}
+        del kept["rope_parameters"]
+    return {"temperature": 1.0, "num_beams": 1, "torch_dtype": kept.pop("dtype", None)} | kept
 
 
 def with_more(base: Path) -> None:
