@@ -26,7 +26,7 @@ class Source(Protocol):
 class Lazy(torch.Tensor):
     """Has shape and dtype, and pretends to be on the CPU; whatever needs numbers gets them read.
 
-    _is_param: torch's own mark of a tensor that `isinstance` takes for an nn.Parameter; transformers' conversions ask for parameters by name.
+    _is_param: torch's own mark of a tensor that `isinstance` takes for an nn.Parameter, which transformers' conversions insist on.
     """
 
     source: Source

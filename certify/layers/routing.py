@@ -40,7 +40,7 @@ def routers(unit: nn.Module, experts: dict[str, int]) -> dict[str, int]:
     Asked before PEFT's layers stand around anything; where one does, its answer is the score.
     """
     matrices = {path: {len(p) for p in module.parameters(recurse=False) if p.dim() == 2} for path, module in unit.named_modules()}
-    found = {}
+    found: dict[str, int] = {}
     for path, count in experts.items():
         scoring = [other for other, heights in matrices.items() if count in heights and other not in experts]
         while path:
