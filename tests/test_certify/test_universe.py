@@ -1,6 +1,6 @@
 """One cell per feature of the whole table, merged by the engine: certified; and with a feature's faults planted in it: rejected.
 
-And at the level of layers two families whose layers are not only matrices: experts that lie transposed on disk, and a convolution beside experts.
+And two families at the level of layers: experts that lie transposed on disk, and a convolution beside experts.
 """
 
 from pathlib import Path
