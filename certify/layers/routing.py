@@ -66,19 +66,23 @@ def observe(unit: nn.Module, experts: Iterable[str], routers: dict[str, int]) ->
 
 
 def force(experts: nn.Module, count: int, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor | None:
-    """(experts, width): one token of `call` to each expert, with weight 1, so that none goes unseen. None where routing is no argument."""
+    """(experts, width): one token of `call` to each expert, so that none goes unseen. None where routing is no argument.
+
+    It goes there k times, as models expect of every token, once with weight 1 and then with 0.
+    """
     args, kwargs = call
     chosen = _numbers(args, kwargs)
     if chosen is None or not args:
         return None
     k, inputs = chosen.shape[1], args[0].reshape(-1, args[0].shape[-1])
     inputs = inputs[torch.arange(count) % len(inputs)]
-    numbers = torch.arange(count)[:, None]
+    numbers = torch.arange(count)[:, None].expand(count, k)
+    weights = torch.eye(1, k).expand(count, k)
 
     def forced(given: Any) -> Any:
         if not isinstance(given, Tensor) or given.dim() != 2 or given.shape[1] != k or given is args[0]:
             return given
-        return torch.ones(count, 1, dtype=given.dtype) if given.is_floating_point() else numbers.to(given.dtype)
+        return (weights if given.is_floating_point() else numbers).to(given.dtype)
 
     answer = experts(inputs, *tree_map(forced, args[1:]), **tree_map(forced, kwargs))
     answer = next(given for given in tree_flatten(answer)[0] if isinstance(given, Tensor))

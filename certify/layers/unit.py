@@ -74,12 +74,12 @@ class Unit:
 
     @cached_property
     def keys_of_experts(self) -> dict[str, list[set[str]]]:
-        """Measure → the disk keys of each expert; a tensor that holds all of them is everybody's."""
+        """Measure → the disk keys of each expert; a tensor that holds all is everybody's; an expert may have none."""
         found = {}
         for path, count in self.experts.items():
             names = [self._full(f"{path}.{leaf}") for leaf, _ in self.skeleton.get_submodule(path).named_parameters(recurse=False)]
             fillings = [f for name in names if (f := self.weights.layout.filling(name)) is not None]
-            members = [{key for f in fillings for key in (f.experts[number] if f.experts else f.keys)} for number in range(count)]
+            members = [{key for f in fillings for key in f.of_expert(number)} for number in range(count)]
             found[f"{EXPERTS} {path}"] = members
         return found
 
