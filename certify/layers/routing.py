@@ -46,8 +46,9 @@ def routers(unit: nn.Module, experts: dict[str, int]) -> dict[str, int]:
         while path:
             path = path.rpartition(".")[0]
             around = f"{path}." if path else ""
-            if nearest := [other for other in scoring if other.startswith(around)]:
-                found |= dict.fromkeys(nearest, count)
+            if inside := [other for other in scoring if other.startswith(around)]:
+                depth = min(other.count(".") for other in inside)  # a shared expert may be as wide as there are experts
+                found |= {other: count for other in inside if other.count(".") == depth}
                 break
     return found
 
