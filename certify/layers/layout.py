@@ -27,6 +27,12 @@ class Filling:
     converter: Any = None
     patterns: tuple[str, ...] = ()
 
+    def of_expert(self, number: int) -> tuple[str, ...]:
+        """Its keys in a stack, none behind the last; all keys where they are no stack."""
+        if not self.experts:
+            return self.keys
+        return self.experts[number] if number < len(self.experts) else ()
+
 
 class Layout(Places):
     """The places of a checkpoint, seen from the model: parameter or buffer → filling."""

@@ -24,9 +24,13 @@ class Source(Protocol):
 
 
 class Lazy(torch.Tensor):
-    """Has shape and dtype, and pretends to be on the CPU; whatever needs numbers gets them read."""
+    """Has shape and dtype, and pretends to be on the CPU; whatever needs numbers gets them read.
+
+    _is_param: torch's own mark of a tensor that `isinstance` takes for an nn.Parameter, which transformers' conversions insist on.
+    """
 
     source: Source
+    _is_param: bool = False
 
     @classmethod
     def make(cls, shape: torch.Size, dtype: torch.dtype, source: Source) -> Self:

@@ -60,7 +60,7 @@ def _at_once(forward: "Forward", unit: Any, path: str) -> tuple[int, str]:
     )
     if filling is None:
         return 0, name
-    if len(shape) == 3 and _one_by_one(forward.model):
+    if len(shape) == 3 and path.rpartition(".")[0] in unit.experts and _one_by_one(forward.model):
         return shape[1:].numel(), f"{name}[expert]"
     return min(shape.numel(), ROWS_ELEMENTS) if len(shape) == 2 and _looked_up(unit, path) else shape.numel(), name
 

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from certify.layers.answers import EXPERTS, OUTPUT, ROUTING, Answer, first_tensor
 from certify.layers.lazy import Lazy
-from certify.layers.routing import force, observe, stacks
+from certify.layers.routing import force, observe, routers, stacks
 from certify.layers.weights import Version, Weights
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -68,13 +68,18 @@ class Unit:
         return max((max(p.shape) for p in self.skeleton.parameters() if p.dim()), default=1)
 
     @cached_property
+    def routers(self) -> dict[str, int]:
+        """Path → number of experts that it scores."""
+        return routers(self.skeleton, self.experts)
+
+    @cached_property
     def keys_of_experts(self) -> dict[str, list[set[str]]]:
-        """Measure → the disk keys of each expert; a tensor that holds all of them is everybody's."""
+        """Measure → the disk keys of each expert; a tensor that holds all is everybody's; an expert may have none."""
         found = {}
         for path, count in self.experts.items():
             names = [self._full(f"{path}.{leaf}") for leaf, _ in self.skeleton.get_submodule(path).named_parameters(recurse=False)]
             fillings = [f for name in names if (f := self.weights.layout.filling(name)) is not None]
-            members = [{key for f in fillings for key in (f.experts[number] if f.experts else f.keys)} for number in range(count)]
+            members = [{key for f in fillings for key in f.of_expert(number)} for number in range(count)]
             found[f"{EXPERTS} {path}"] = members
         return found
 
@@ -94,7 +99,7 @@ class Unit:
         """Run it. Experts are asked one by one on what the experts of `reference` (else of this run) were given."""
         self.weights.version = version
         root = self._injected() if version.kind == "unmerged" else self._bare()
-        with torch.no_grad(), observe(root.get_submodule("unit"), self.experts) as observed:
+        with torch.no_grad(), observe(root.get_submodule("unit"), self.experts, self.routers) as observed:
             output = root.unit(*call[0], **call[1])  # type: ignore[operator]
         output_rows = first_tensor(output)
         measures = {OUTPUT: output_rows.reshape(-1, output_rows.shape[-1]).float()}
@@ -152,7 +157,8 @@ def place(module: nn.Module, path: str, weights: Weights) -> None:
             for leaf, tensor in list(held.items()):
                 name = ".".join(step for step in (*path.split("."), *inner.split("."), leaf) if step and step != "base_layer")
                 if tensor is not None and tensor.is_meta and weights.layout.filling(name) is not None:
-                    held[leaf] = Lazy.make(tensor.shape, tensor.dtype, Weight(weights, name))
+                    lazy = held[leaf] = Lazy.make(tensor.shape, tensor.dtype, Weight(weights, name))
+                    lazy._is_param = held is part._parameters
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -1,11 +1,16 @@
-"""One cell per feature of the whole table, merged by the engine: certified; and with a feature's faults planted in it: rejected."""
+"""One cell per feature of the whole table, merged by the engine: certified; and with a feature's faults planted in it: rejected.
+
+And two families at the level of layers: experts that lie transposed on disk, and a convolution beside experts.
+"""
 
 from pathlib import Path
 
 import pytest
 
-from certify.verdict import Verdict
+from certify.finding import Finding, Outcome
+from certify.verdict import Certificate, Verdict
 from exam.universe import made, missed
+from exam.universe_faults import planted
 
 TIED = ("embedding", "embedding_and_head", "tied_alike", "resized", "saved_embedding", "head_of_task", "token_rows", "replicated_layers")
 CELLS = (
@@ -30,3 +35,23 @@ def test_a_right_merge_is_certified_and_a_fault_is_not(room: Path, family: str, 
     seen = {fault: found.verdict for fault, found in missed(cell)}
     assert len(seen) >= 2
     assert set(seen.values()) == {Verdict.REJECTED}, seen
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_layers_are_run_and_a_fault_fails_in_its_own(room: Path, family: str) -> None:
+    cell = made(family, "lora", room)
+    certificate = cell.judged("layers")
+    assert certificate.verdict is Verdict.CERTIFIED, certificate.reason
+    adapted = {subject: finding for subject, finding in _of_layers(certificate).items() if "K" in finding.figures}
+    assert len(adapted) == 2
+    for finding in adapted.values():
+        assert finding.outcome is Outcome.PASSED
+        assert finding.figures["experts"] == 4
+    spoiled = cell.merged.with_name("fault")
+    fault = next(planted("lora", cell.base, cell.merged, cell.adapters, spoiled))
+    found = _of_layers(cell.judged("layers", spoiled))
+    assert [subject for subject, finding in found.items() if finding.outcome is Outcome.FAILED] == [min(adapted)], fault
+
+
+def _of_layers(certificate: Certificate) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in certificate.findings if finding.code == "C9"}
