@@ -23,3 +23,15 @@ def text(table: Mapping[str, Any], refused: Mapping[str, str]) -> str:
     count = sum(value == "merged" for cells in families.values() for value in cells.values())
     lines += [f"{count} cells of {len(families)} families are merged, each shown by {table['test']}", "", "Refused, whatever the family:"]
     return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in refused.items())])
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """For the README: one row per feature."""
+    families, few = table["cells"], 12
+    lines = ["| feature | families | refused |", "|---|---|---|"]
+    for feature in table["features"]:
+        merged = [family for family, cells in families.items() if cells.get(feature) == "merged"]
+        named = f"all {len(merged)}" if len(merged) == len(families) else ", ".join(merged) if len(merged) <= few else f"{len(merged)}"
+        refused = [f"{name}: {cells[feature].removeprefix('refused: ')}" for name, cells in families.items() if feature in cells]
+        lines.append(f"| `{feature}` | {named} | {'; '.join(line for line in refused if not line.endswith(': merged'))} |")
+    return "\n".join(lines)

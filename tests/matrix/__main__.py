@@ -15,7 +15,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix")
     parser.add_argument("--family")
     parser.add_argument("--feature")
-    parser.add_argument("--write", action="store_true", help="write the support table if every cell is right")
+    parser.add_argument("--write", action="store_true", help="write the support table, and README's, if every cell is right")
     asked = parser.parse_args()
     began, counts, wrong = time.monotonic(), {"merged": 0, "refused": 0}, 0
     with tempfile.TemporaryDirectory() as room:
@@ -32,6 +32,7 @@ def main() -> int:
     )
     if asked.write and not wrong and not asked.family and not asked.feature:
         table.SUPPORT.write_text(table.text())
+        table.README.write_text(table.readme())
     return int(bool(wrong))
 
 

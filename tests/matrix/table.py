@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from merge.adapters.table import markdown
 from tests.matrix.cell import PRODUCERS
 from tests.matrix.families import FAMILIES
 from tests.matrix.features import FEATURES
 
 SUPPORT = Path(__file__).parents[2] / "merge" / "adapters" / "support.json"
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- tests.matrix: begin -->\n", "\n<!-- tests.matrix: end -->"
 TEST = "tests/test_merge/test_matrix.py::test_cell[{family}-{feature}]"
 NEEDS = {"head_of_task": "head", "disk_names": "disk", "resized": "embedding"}  # feature → what a family must have for it
 REFUSED = {  # the sentence that the refusal must hold
@@ -54,3 +57,9 @@ def as_json() -> dict[str, Any]:
 def text() -> str:
     """The file."""
     return json.dumps(as_json(), indent=1) + "\n"
+
+
+def readme() -> str:
+    """README.md with the table that the matrix shows."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    return before + BEGIN + markdown(as_json()) + END + rest.partition(END)[2]

@@ -28,6 +28,7 @@ def test_cell(family: str, feature: str, refused: str | None, room: Path) -> Non
 
 def test_the_support_table_says_what_the_matrix_shows() -> None:
     assert table.SUPPORT.read_text() == table.text(), "run `python -m tests.matrix --write`"
+    assert table.README.read_text() == table.readme(), "run `python -m tests.matrix --write`"
     merged = [cell for cell in table.cells() if cell[2] is None]
     assert len(merged) >= 250
     assert len({family for family, _, _ in merged}) >= 20
