@@ -15,6 +15,7 @@ from certify.expect.ledger import Ledger
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import FLOATS
+from certify.quantised import Quantised
 from certify.relatives import Relatives
 from certify.request import Request
 from certify.screen import noted
@@ -29,21 +30,26 @@ class Tensors:
     def __init__(self, base: Checkpoint, merged: Checkpoint, ledger: Ledger, request: Request, unknown: str) -> None:
         self.merged, self.ledger, self.request, self._unknown = merged, ledger, request, unknown
         self.base, self._given = ledger.base or base, base
-        self.main_dtype = main_dtype(base)
+        self.main_dtype, self._quantised = main_dtype(base), Quantised(self.base)
 
     def examine(self, name: str) -> list[Finding]:
         """Every check's finding about one tensor; C2 alone where the two sides cannot be compared."""
         demand, gone = self._demand(name), name in self._given.tensors and name not in self.base.tensors
         found = completeness(name, self.base, self.merged, demand, gone=gone)
         if found.outcome is not Outcome.PASSED or gone:
-            return [found]
+            return [self._told(found)]
         if name in self.ledger.composed and name not in self.ledger.unjudged:
             return [found, *self._composed(name)]
         answers = self._answers(name)
         value = self._value(name, answers.take if answers else None)
         behaviour = answers.finding(name) if answers and not value.figures.get("unreadable") else None
         fidelity = tensor_fidelity(value, self.request.criterion)
-        return [finding for finding in (found, value, behaviour, fidelity) if finding]
+        return [finding for finding in (found, self._told(value), behaviour, fidelity) if finding]
+
+    def _told(self, found: Finding) -> Finding:
+        ledger = self.ledger
+        touched = ledger.parts.keys() | ledger.composed.keys() | ledger.replaced.keys() | ledger.unjudged.keys()
+        return self._quantised.told(found, self.merged, touched, self.request.output_dtype)
 
     def missing(self) -> list[Finding]:
         """C2 of what the adapters add and nobody has: no file names it, so that no other question is about it."""

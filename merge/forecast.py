@@ -32,7 +32,7 @@ def prepared(
         same, bf16 = (f"about {share:.2f} of the delta" for share in kept) if kept else ("nothing to lose", "nothing to lose")
         raise UndecidedError(
             f"{base} is quantised ({work.scheme.method}); say what the output is to be:\n"
-            f"  --output-dtype same   {work.disk:>19,} bytes; rounded to nearest it keeps {same}\n"
+            f"  --output-dtype same   {work.disk:>19,} bytes; `--rounding nearest` would keep {same}; faithful is the default there\n"
             f"  --output-dtype bf16   {other.disk:>19,} bytes; it keeps {bf16}\n"
             f"Measured on a slab each of at most {SAMPLED} merged weights. {NOTHING_WRITTEN}"
         )

@@ -233,14 +233,14 @@ def test_a_value_beyond_the_output_dtype_is_named(room: Room) -> None:
     ("option", "named"),
     [
         (["--weight", "0.5", "--weight", "2"], "2 --weight for 1 --adapter"),
-        (["--rounding", "faithful"], "--rounding faithful"),
+        (["--rounding", "up"], "--rounding up"),
         (["--device", "cuda"], "--device cuda"),
         (["--link"], "--link"),
         (["--seed", "1"], "--seed"),
         (["--output-dtype", "fp8"], "--output-dtype fp8"),
     ],
 )
-def test_options_that_are_not_built_yet_end_with_2_and_are_named(option: list[str], named: str, room: Room) -> None:
+def test_options_that_nobody_built_end_with_2_and_are_named(option: list[str], named: str, room: Room) -> None:
     result = CliRunner().invoke(app, ["run", f"--base={room.base}", f"--adapter={room.adapter}", f"--out={room.out}", *option])
     assert result.exit_code == 2
     assert named in result.output
