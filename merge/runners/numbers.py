@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from merge.adapters import Adapter
+from merge.arithmetic import Delta
 from merge.errors import NOTHING_WRITTEN, AdapterError, listing
 from merge.operation import Operation, Part, Read
 from merge.planner import Plan
@@ -12,7 +13,6 @@ from merge.runners.inputs import Buffers, Factors, Inputs
 
 SAMPLED = 4  # modules whose base weight is looked at
 OVERLAP = (0.5, 1.5)  # of ⟨Δ, W⟩ / ⟨Δ, Δ⟩: 0.97 for a PiSSA that was not converted, at most 0.13 in size for an ordinary LoRA
-STRIP = 1 << 16  # elements that are looked at together, in float64
 COSINE = 0.02  # between Δ and W, above which that ratio is no accident of a small Δ; PiSSA of rank 16 on 1024 × 1024 noise: 0.25
 
 
@@ -81,17 +81,15 @@ def _is_plain(operation: Operation) -> bool:
 
 
 def _overlap(operation: Operation, inputs: Inputs, buffers: Buffers) -> tuple[float, float]:
-    """(⟨Δ, W⟩ / ⟨Δ, Δ⟩, their cosine) of one module, in float64; strip by strip, so that a large weight is never whole in memory."""
-    part = operation.parts[0]
-    assert isinstance(part, Part), "chosen as one"
-    a, b = inputs.tensor(part.a).double().flatten(1), inputs.tensor(part.b).double().flatten(1)
-    dot = own = base = 0.0
+    """(⟨Δ, W⟩ / ⟨Δ, Δ⟩, their cosine) of one module, by thin products: ⟨s·L·R, W⟩ = s·⟨L, W·Rᵀ⟩ and ‖L·R‖² = ⟨Lᵀ·L, R·Rᵀ⟩."""
     factors = Factors(operation, inputs)
+    (delta,) = factors.steps()
+    assert isinstance(delta, Delta), "chosen as one"
+    gram, dot, base = torch.zeros(len(delta.right), len(delta.right), dtype=torch.float64), 0.0, 0.0
     for start, stop in operation.slabs:
-        slab = factors.exact(start, stop, buffers, steps=())
-        for strip in range(0, len(slab), height := max(1, STRIP // slab.shape[1])):
-            rows = slab[strip : strip + height].double()
-            here = slice(start + strip, start + strip + len(rows))
-            delta = part.scaling * ((a.T[here] @ b.T) if part.transposed else (b[here] @ a))
-            dot, own, base = dot + float((delta * rows).sum()), own + float(delta.square().sum()), base + float(rows.square().sum())
-    return (dot / own, dot / (own * base) ** 0.5) if own and base else (0.0, 0.0)
+        slab, left = factors.exact(start, stop, buffers, steps=()), delta.left[start:stop].double()
+        gram += left.T @ left
+        dot += delta.scaling * float((left * (slab @ delta.right.T)).sum())
+        base += float(torch.linalg.vector_norm(slab)) ** 2
+    own = delta.scaling**2 * float((gram * (delta.right @ delta.right.T)).sum())
+    return (dot / own, dot / (own * base) ** 0.5) if own > 0 and base else (0.0, 0.0)
