@@ -1,4 +1,4 @@
-"""The gate over the whole table of family × feature: `python -m exam.universe [--family F] [--feature X] [--level L] [--faults | --faithful]`.
+"""The gate over the whole table: `python -m exam.universe [--family F] [--feature X] [--level L] [--faults | --faithful]`.
 
 What the engine merges must be certified, and with --faults every planted fault must be rejected. Every cell has a base by transformers, an
 adapter by PEFT (or written by disk names), and the engine's merge of them, which tests.matrix holds against its own float64 reference.
