@@ -18,19 +18,18 @@ class Demand:
     dtypes: tuple[str, ...]
 
 
-def completeness(subject: str, base: Checkpoint, merged: Checkpoint, demand: Demand | None, *, gone: bool = False) -> Finding:
+def completeness(subject: str, base: Checkpoint, merged: Checkpoint, demand: Demand | None, *, gone: str = "") -> Finding:
     """One key of base ∪ merged ∪ what the adapters add.
 
-    demand: None where the base has no such tensor, or cannot be read      gone: the adapters declare that it is not there any more
+    demand: None where the base has no such tensor, or cannot be read      gone: why it must not be there any more
     """
     here, there = merged.tensors.get(subject), base.tensors.get(subject)
     stated = f"; its index names {merged.weight_map[subject]}" if subject in merged.weight_map else ""
     if gone and here is None:
         return Finding(CODE, subject, Outcome.PASSED, figures={"gone": True})
-    if demand is None and (there is None or gone) and (gone or subject not in base.weight_map):
+    if gone or (demand is None and there is None and subject not in base.weight_map):
         size = here.described() if here else ""
-        what = "belongs to a layer that the adapter leaves out" if gone else "is not a tensor of the base"
-        return Finding(CODE, subject, Outcome.FAILED, f"{size} {what}", {"problem": "extra"})
+        return Finding(CODE, subject, Outcome.FAILED, f"{size} {gone or 'is not a tensor of the base'}", {"problem": "extra"})
     if here is None:
         has = there.described() if there else f"a tensor {demand.shape} was expected" if demand else "it in its index"
         sentence = f"missing{stated}; " + (f"the base has {has}" if there or demand is None else has)
@@ -57,6 +56,6 @@ def main_dtype(base: Checkpoint) -> str | None:
     return most if held[most] else None
 
 
-def expected_dtype(stored: str, main: str | None, output_dtype: str) -> str:
-    """What a base tensor becomes: tensors of the main dtype are converted to the declared one, all others are carried as they are."""
-    return stored if output_dtype == "same" or stored != main else TARGETS[output_dtype]
+def expected_dtype(stored: str, main: str | None, output_dtype: str, *, decoded: bool = False) -> str:
+    """What a base tensor becomes: what is of the main dtype, or quantised, is converted to the declared one, all others are carried."""
+    return stored if output_dtype == "same" or (stored != main and not decoded) else TARGETS[output_dtype]

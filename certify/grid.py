@@ -1,0 +1,101 @@
+"""The numbers that can stand in a tensor: those of a float dtype; or the codes of e4m3, times the scale of their block."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from certify.encodings.e4m3 import LARGEST, OVERFLOW
+
+CODE = torch.float8_e4m3fn  # what torch calls it: only the spacing of its numbers is asked of torch
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """dtype: what the numbers are given in      scale: float32, (rows, columns) or (rows, 1), where they are codes × scale
+
+    A code × scale is the number that a float32 reader makes of it: rounded to float32 once.
+    """
+
+    dtype: torch.dtype
+    scale: Tensor | None = None
+
+    def once(self, value: Tensor) -> Tensor:
+        """float32 values, each rounded once as a float32 merge rounds them; in `dtype`."""
+        if self.scale is None:
+            return value.to(self.dtype)
+        return self._coded(value, torch.round, self.scale)
+
+    def nearest(self, value: Tensor) -> Tensor:
+        """float64 → float64, by way of float32 as every merge goes."""
+        if self.scale is None:
+            return value.float().to(self.dtype).double()
+        return self._coded(value, torch.round, self.scale.double())
+
+    def down(self, value: Tensor) -> Tensor:
+        """The largest number of the grid that is not above, float64."""
+        if self.scale is not None:
+            return self._coded(value, torch.floor, self.scale.double())
+        near = value.to(self.dtype)
+        below = torch.nextafter(near, torch.full_like(near, -torch.inf))
+        return torch.where(near.double() > value, below, near).double()
+
+    def up(self, value: Tensor) -> Tensor:
+        """The smallest that is not below, float64."""
+        return -self.down(-value)
+
+    def half_step(self, value: Tensor) -> Tensor:
+        """Half the spacing around each value, in the value's own precision."""
+        if self.scale is None:
+            return half_ulp(value, self.dtype)
+        scale = self.scale.to(value.dtype)
+        return half_ulp(_quotient(value, scale), CODE).mul_(scale).clamp_(min=_least(value.dtype))
+
+    def between(self, value: Tensor, towards: float) -> Tensor:
+        """Halfway from numbers of the grid to the next one, float64."""
+        beside = torch.nextafter(value, torch.full_like(value, towards)).double()
+        if self.scale is not None:
+            beside = self.up(beside) if towards > 0 else self.down(beside)
+        return (value.double() + beside.nan_to_num(posinf=0, neginf=0)) / 2
+
+    def scaled(self, codes: Tensor) -> Tensor:
+        """What codes stand for."""
+        return codes if self.scale is None else codes * self.scale
+
+    def of(self, rows: Tensor) -> "Grid":
+        """Of some rows, by number or by mask."""
+        return self if self.scale is None else replace(self, scale=self.scale[rows])
+
+    def finite(self, value: Tensor) -> Tensor:
+        """float64 values, those beyond the largest number replaced by it, in place."""
+        most = torch.tensor(torch.finfo(self.dtype).max) if self.scale is None else LARGEST * self.scale
+        return value.clamp_(-most.double(), most.double())
+
+    @staticmethod
+    def _coded(value: Tensor, rounded: Callable[[Tensor], Tensor], scale: Tensor) -> Tensor:
+        """Infinity for what lies beyond e4m3: there nothing is right."""
+        quotient = _quotient(value, scale)
+        gap = half_ulp(quotient, CODE).mul_(2)
+        code = rounded(quotient / gap).mul_(gap)
+        code = torch.where(quotient.abs() > OVERFLOW, torch.copysign(torch.full_like(code, torch.inf), code), code)
+        return (code * scale).float().to(value.dtype)
+
+
+def half_ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half the spacing of `dtype` around each value, in the value's own precision."""
+    finfo = torch.finfo(dtype)
+    size = value.abs().clamp(min=finfo.smallest_normal)
+    bits, exponent = (torch.int64, 0x7FF0 << 48) if size.dtype == torch.float64 else (torch.int32, 0x7F80 << 16)
+    below = (size.view(bits) & exponent).view(size.dtype)  # the exponent bits alone: the power of two below
+    return below.mul_(finfo.eps / 2).clamp_(min=_least(size.dtype))
+
+
+def _least(dtype: torch.dtype) -> float:
+    """The smallest number above zero: no spacing is zero."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+
+
+def _quotient(value: Tensor, scale: Tensor) -> Tensor:
+    """What is rounded to a code; a scale of zero has a code for nothing but zero."""
+    return torch.where((scale == 0) & (value == 0), 0.0, value / scale)
