@@ -45,9 +45,14 @@ class Quantised:
         return Finding(found.code, name, Outcome.NOT_INTERPRETED, f"{found.sentence}: the base is quantised: {why}", found.figures)
 
 
+def coded(side: Checkpoint) -> set[str]:
+    """The tensors that are codes, by their dtype."""
+    return {name for name, tensor in side.tensors.items() if tensor.dtype.startswith(CODED)}
+
+
 def decoded(base: Checkpoint, merged: Checkpoint) -> tuple[Checkpoint, Checkpoint, Quantised]:
     """Both sides, every quantised weight read as code × scale, as the base declares it: C7 asks whether the merged one says the same."""
-    codes = _coded(base)
+    codes = coded(base)
     if not codes:
         return base, merged, Quantised()
     try:
@@ -55,12 +60,8 @@ def decoded(base: Checkpoint, merged: Checkpoint) -> tuple[Checkpoint, Checkpoin
     except NotInterpretedError as error:
         return base, merged, Quantised(unknown=dict.fromkeys(codes, str(error)))
     ours, unknown = _read(base, codes, declared)
-    theirs, _ = _read(merged, _coded(merged), declared)
+    theirs, _ = _read(merged, coded(merged), declared)
     return _with(base, ours), _with(merged, theirs), Quantised(declared.scale, unknown)
-
-
-def _coded(side: Checkpoint) -> set[str]:
-    return {name for name, tensor in side.tensors.items() if tensor.dtype.startswith(CODED)}
 
 
 def _read(side: Checkpoint, names: Set[str], declared: Declaration) -> tuple[dict[str, Stored], dict[str, str]]:
