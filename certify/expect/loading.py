@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 
+from certify.encodings.coded import Coded
+from certify.encodings.declaration import BESIDE
 from certify.errors import NotInterpretedError
 from certify.expect.declared import Declared
 from certify.expect.names import PREFIX
@@ -147,9 +149,9 @@ def adapter_report(base: Checkpoint, adapter: Adapter) -> Report:
 
 def _weights(checkpoint: Checkpoint) -> dict[str, Stored]:
     """Without the scales, which a quantiser reads on the loader's behalf."""
-    coded = {name for name, tensor in checkpoint.tensors.items() if tensor.decoded}
-    scales = {name for name in checkpoint.tensors if "_scale" in name and f"{name.rpartition('.')[0]}.weight" in coded}
-    return {name: tensor for name, tensor in checkpoint.tensors.items() if name not in scales}
+    scales = {tensor.scale.entry.name for tensor in checkpoint.tensors.values() if isinstance(tensor, Coded)}
+    read = {name for name in checkpoint.tensors if name in scales or (scales and name.rpartition(".")[2] in BESIDE)}
+    return {name: tensor for name, tensor in checkpoint.tensors.items() if name not in read}
 
 
 def _hollow(tensors: Mapping[str, Stored] | Mapping[str, AdapterTensor]) -> dict[str, Tensor]:
