@@ -61,7 +61,7 @@ class Tensors:
 
     def missing(self) -> list[Finding]:
         """C2 of what the adapters add and nobody has: no file names it, so that no other question is about it."""
-        names = {*self.ledger.new, *self.base.tensors} - {*self.merged.tensors, *self.merged.weight_map}
+        names = {*self.ledger.new, *self.base.tensors} - {*self.merged.tensors, *self.merged.weight_map} - self._undone
         unheard = sorted(names - {*self._given.tensors, *self._given.weight_map})
         return [completeness(name, self.base, self.merged, self._demand(name)) for name in unheard]
 
