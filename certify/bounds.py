@@ -11,9 +11,9 @@ The float64 of this file adds r·2⁻⁵³, which the spare roundings cover. Whe
 exact and e = 0: such an element must be W itself, rounded.
 
 A quantised W is code × scale. This file sees the product rounded to float32, a merge may have it rounded or exact: e grows by 2u·|W| +
-2⁻¹²⁶, and that is all of it where every product is zero. Where M is to be a code × scale, v is divided by the scale or multiplied by its
-reciprocal, which itself was rounded: e grows by 2u·|v|. The grid of codes is that of the scales beside them; whether these are right is
-another question (`certify.checks.c4_scales`). Beyond 464 scales there is no code, and nothing is right.
+2⁻¹²⁶. Where M is to be a code × scale, v is divided by the scale or multiplied by its reciprocal, which itself was rounded: e grows by
+2u·|v|. Where every product is zero that is all of it, and e = 0 again where W is a number that M can be. The grid of codes is that of the
+scales beside them; whether these are right is another question (`certify.checks.c4_scales`). Beyond 464 scales nothing is right.
 
 e says what a float32 engine may do, not that the fine-tune is there. Where ranks cancel, Σ|b||a| is far above |Δ|, e swallows Δ, and the
 interval would hold the base as well. What is stored is right beyond doubt where it is W + Δ rounded, whatever e is; so C4 adds up what
@@ -129,6 +129,9 @@ def bound(base: Tensor, deltas: Sequence[Delta], grid: Grid, criterion: str, gai
         exact, slack = gain(exact, slack)
     if grid.scale is not None:
         slack += exact.abs().mul_(2 * U32)
+    if decoded and gain is None:
+        still = sum(term.magnitude() for term in terms) == 0
+        slack.masked_fill_(still & (grid.nearest(exact) == exact), 0.0)
     low, high = exact - slack, exact + slack
     if criterion == "faithful":
         return Bound(exact, slack, ((grid.down(low), grid.up(high)),))

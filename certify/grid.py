@@ -36,7 +36,8 @@ class Grid:
     def down(self, value: Tensor) -> Tensor:
         """The largest number of the grid that is not above, float64."""
         if self.scale is not None:
-            return self._coded(value, torch.floor, self.scale.double())
+            low, high = (self._coded(value, rounded, self.scale.double()) for rounded in (torch.floor, torch.ceil))
+            return torch.where(high <= value, high, low)  # a code × scale that was rounded down to float32 is itself
         near = value.to(self.dtype)
         below = torch.nextafter(near, torch.full_like(near, -torch.inf))
         return torch.where(near.double() > value, below, near).double()
@@ -78,8 +79,9 @@ class Grid:
         quotient = _quotient(value, scale)
         gap = half_ulp(quotient, CODE).mul_(2)
         code = rounded(quotient / gap).mul_(gap)
-        code = torch.where(quotient.abs() > OVERFLOW, torch.copysign(torch.full_like(code, torch.inf), code), code)
-        return (code * scale).float().to(value.dtype)
+        beyond = (quotient.abs() > OVERFLOW) | (code.abs() > LARGEST)
+        number = (code * scale).float().to(value.dtype)
+        return torch.where(beyond, torch.copysign(torch.full_like(number, torch.inf), quotient), number)
 
 
 def half_ulp(value: Tensor, dtype: torch.dtype) -> Tensor:

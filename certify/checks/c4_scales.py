@@ -86,10 +86,12 @@ class Reach:
     def renewed(self, theirs: Tensor, dtype: torch.dtype, *, powers: bool) -> Tensor:
         """Where a scale is what the format's recipe makes of the block."""
         low, high = self.low / LARGEST * (1 - 2 * U32), self.high / LARGEST * (1 + 2 * U32)
+        empty = (self.most == 0) & (theirs == 1)
         if powers:
-            low, high = (torch.exp2(torch.log2(end.float().double()).ceil()) for end in (low, high))
+            ends = [torch.exp2(torch.log2(end).ceil()) for end in (low, high)]
+            return empty | (theirs == ends[0]) | (theirs == ends[1])
         low, high = (end.float().to(dtype).double() for end in (low, high))
-        return ((low <= theirs) & (theirs <= high)) | ((self.high == 0) & (theirs == 1))
+        return empty | ((low <= theirs) & (theirs <= high))
 
 
 def _columns(values: Tensor, base: Coded) -> Iterator[Tensor]:

@@ -11,16 +11,12 @@ import torch
 CODES: Final = "F8_E4M3"  # in a header
 LARGEST: Final = 448.0
 OVERFLOW: Final = 464.0  # halfway to what would come next: beyond, the nearest number is one that the format has not
-MANTISSA: Final = 3  # bits
-LEAST_EXPONENT: Final = -6
 
 
 def _number(code: int) -> float:
-    exponent, mantissa = code >> MANTISSA & 15, code & 7
-    if (exponent, mantissa) == (15, 7):
-        return math.nan
-    size = math.ldexp(8 + mantissa, exponent - 10) if exponent else math.ldexp(mantissa, LEAST_EXPONENT - MANTISSA)
-    return -size if code & 128 else size
+    exponent, mantissa = code >> 3 & 15, code & 7
+    size = math.ldexp(8 + mantissa, exponent - 10) if exponent else math.ldexp(mantissa, -9)
+    return math.copysign(math.nan if (exponent, mantissa) == (15, 7) else size, -1 if code & 128 else 1)
 
 
 NUMBERS: Final = torch.tensor([_number(code) for code in range(256)], dtype=torch.float32)  # of each code
