@@ -27,6 +27,16 @@ class Grid:
             return value.to(self.dtype)
         return self._coded(value, torch.round, self.scale)
 
+    def beside(self, stored: Tensor, value: Tensor) -> Tensor:
+        """Where stored numbers of the grid are one of the two that float32 values lie between, or the value itself where it is one."""
+        if self.scale is None:
+            near = value.to(self.dtype)
+            off = (value - near.float()).sign_()
+            other = torch.nextafter(near, (off * torch.inf).nan_to_num_(nan=0.0).to(self.dtype))
+            return (stored == near) | ((stored == other) & (off != 0))
+        low, high = (self._coded(value, rounded, self.scale) for rounded in (torch.floor, torch.ceil))
+        return ((stored == low) & (high != value)) | ((stored == high) & (low != value)) | (stored == value)
+
     def nearest(self, value: Tensor) -> Tensor:
         """float64 → float64, by way of float32 as every merge goes."""
         if self.scale is None:
@@ -79,8 +89,10 @@ class Grid:
         quotient = _quotient(value, scale)
         gap = half_ulp(quotient, CODE).mul_(2)
         code = rounded(quotient / gap).mul_(gap)
-        beyond = (quotient.abs() > OVERFLOW) | (code.abs() > LARGEST)
         number = (code * scale).float().to(value.dtype)
+        if bool(code.abs().amax() <= LARGEST) and bool(quotient.abs().amax() <= OVERFLOW):
+            return number
+        beyond = (quotient.abs() > OVERFLOW) | (code.abs() > LARGEST)
         return torch.where(beyond, torch.copysign(torch.full_like(number, torch.inf), quotient), number)
 
 
@@ -100,4 +112,5 @@ def _least(dtype: torch.dtype) -> float:
 
 def _quotient(value: Tensor, scale: Tensor) -> Tensor:
     """What is rounded to a code; a scale of zero has a code for nothing but zero."""
-    return torch.where((scale == 0) & (value == 0), 0.0, value / scale)
+    quotient = value / scale
+    return torch.where((scale == 0) & (value == 0), 0.0, quotient) if bool((scale == 0).any()) else quotient

@@ -128,21 +128,23 @@ class Tally:
         self.rows_beyond, self.columns_beyond = (torch.zeros(size, dtype=torch.int64) for size in self.shape)
 
     def judge(self, block: Block, merged: Tensor, grid: Grid, criterion: str) -> None:
-        """One block of rows. A float32 merge of our own is one of the right ones: rows where it gives the stored values are right."""
+        """One block of rows. A float32 merge of our own is one of the right ones: rows of it, or of its neighbours, are right."""
         W, M, change, own = block.base.float(), merged.float(), block.change(), block.own()
         self.fidelity.fold(block.row, M - W, change, own, grid)
         self.changed += int((M != W).sum())
         same = ((grid.once(own) == merged) & torch.isfinite(merged)).all(dim=1)
+        if criterion == "faithful" and not bool(same.all()):
+            same = (grid.beside(merged, own) & torch.isfinite(merged)).all(dim=1)
         used = (M - own).abs_().div_(grid.half_step(own)).amax(dim=1)  # e is left out: it only makes the ratio smaller
         self.ratio = max(self.ratio, float(used[same].max()) if bool(same.any()) else 0.0)
         if not bool(same.all()):
             rows = (~same).nonzero().view(-1)
             some, grid, rows = block.of(rows), grid.of(rows), rows + block.row
-            right = some.bound(grid, criterion)
-            self._examine(rows, merged[~same], right, grid)
-            unexplained = beyond_rounding(merged[~same].double(), right, block.base.dtype, grid, criterion, len(block.deltas))
+            bound = some.bound(grid, criterion)
+            self._examine(rows, merged[~same], bound, grid)
+            unexplained = beyond_rounding(merged[~same].double(), bound, block.base.dtype, grid, criterion, len(block.deltas))
             self.unexplained += float(unexplained.square_().sum())
-            self.due += float((right.exact - some.base.double()).square_().sum())
+            self.due += float((bound.exact - some.base.double()).square_().sum())
 
     def _examine(self, rows: Tensor, merged: Tensor, right: Bound, grid: Grid) -> None:
         """The rows (their numbers in the tensor) that need the interval itself."""

@@ -152,3 +152,22 @@ def test_scales_fit_by_the_declared_blocks_alone(
 ) -> None:
     one = coded(tmp_path, torch.zeros(weight).to(torch.float8_e4m3fn), torch.ones(scale), block)
     assert isinstance(fitted(one, one.scale, Declaration("", (block,))), tuple) is fits
+
+
+@pytest.mark.parametrize("grid", [Grid(torch.bfloat16), Grid(torch.float16), Grid(torch.float32, torch.tensor([[3.1e-4]]))], ids=str)
+def test_beside_is_one_of_the_two_neighbours_and_a_number_of_the_grid_is_alone(grid: Grid) -> None:
+    torch.manual_seed(2)
+    value = torch.cat([torch.randn(64, 64) * 0.02, grid.once(torch.randn(64, 64) * 0.02).float(), torch.zeros(1, 64)])
+    low, high = grid.down(value.double()), grid.up(value.double())
+    below, above = (
+        grid.down(torch.nextafter(low.float(), torch.tensor(-torch.inf)).double()),
+        grid.up(torch.nextafter(high.float(), torch.tensor(torch.inf)).double()),
+    )
+    own = grid.dtype
+    assert bool((grid.beside(low.to(own), value) & grid.beside(high.to(own), value)).double().mean() > 0.999), (
+        "but for a last bit of the quotient"
+    )
+    assert not bool(grid.beside(below.to(own), value).any())
+    assert not bool(grid.beside(above.to(own), value).any())
+    assert torch.equal(low[64:], high[64:])
+    assert not bool(grid.beside(torch.full_like(value, torch.nan).to(own), value).any())
