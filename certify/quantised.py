@@ -1,10 +1,10 @@
-"""Which tensors of a base are quantised, how the gate reads them, and what a merge must make of their scales."""
+"""Which tensors of a base are quantised, and how the gate reads them; what it cannot read is named."""
 
 from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 from certify.encodings.coded import Coded, Shelf, fitted
-from certify.encodings.declaration import BESIDE, Declaration, declaration
+from certify.encodings.declaration import Declaration, declaration
 from certify.errors import NotInterpretedError
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
@@ -16,20 +16,9 @@ CODED = ("F8_E4", "F8_E5", "F6", "F4")  # how the dtypes of codes begin; F8_E8M0
 
 @dataclass(frozen=True)
 class Quantised:
-    """Of one base. scale: what follows a weight's name in that of its scale      unknown: coded weight → why it is not read"""
+    """Of one base. unknown: coded weight → why it is not read"""
 
-    scale: str = "_scale"
     unknown: dict[str, str] = field(default_factory=dict)
-
-    def owners(self, base: Checkpoint) -> dict[str, str]:
-        """Scale → its weight, of every weight that is read as code × scale. base: as it is, or with layers that an adapter repeats."""
-        return {name + self.scale: name for name, tensor in base.tensors.items() if tensor.decoded}
-
-    def beside(self, base: Checkpoint) -> frozenset[str]:
-        """Scales of activations and caches, which mean nothing beside weights that were decoded."""
-        if not any(tensor.decoded for tensor in base.tensors.values()):
-            return frozenset()
-        return frozenset(name for name in base.tensors if name.rpartition(".")[2] in BESIDE)
 
     def told(self, found: Finding, merged: Checkpoint, touched: Set[str], output_dtype: str) -> Finding:
         """The same, but where an encoding that is not read may explain what is refused: that is named, and neither passed nor refused."""
@@ -58,10 +47,10 @@ def decoded(base: Checkpoint, merged: Checkpoint) -> tuple[Checkpoint, Checkpoin
     try:
         declared = declaration(base)
     except NotInterpretedError as error:
-        return base, merged, Quantised(unknown=dict.fromkeys(codes, str(error)))
+        return base, merged, Quantised(dict.fromkeys(codes, str(error)))
     ours, unknown = _read(base, codes, declared)
     theirs, _ = _read(merged, coded(merged), declared)
-    return _with(base, ours), _with(merged, theirs), Quantised(declared.scale, unknown)
+    return _with(base, ours), _with(merged, theirs), Quantised(unknown)
 
 
 def _read(side: Checkpoint, names: Set[str], declared: Declaration) -> tuple[dict[str, Stored], dict[str, str]]:

@@ -9,7 +9,7 @@ from certify.checks.c4_scales import scale_tensor
 from certify.checks.c5_composed import ComposedAnswers, composed_answers
 from certify.checks.c5_modules import Answers, module_answers
 from certify.checks.c8_fidelity import tensor_fidelity
-from certify.encodings.coded import Coded
+from certify.encodings.coded import Coded, companions, owners
 from certify.errors import DamagedError
 from certify.expect.expectation import Expectation, Region
 from certify.expect.ledger import CODE as ACCOUNTING
@@ -32,8 +32,8 @@ class Tensors:
         self.merged, self.ledger, self.request, self._unknown = merged, ledger, request, unknown
         self.base, self._given = ledger.base or base, base
         self.main_dtype, self._quantised = main_dtype(base), quantised
-        self._owners = quantised.owners(self.base)  # scale → weight
-        self._undone = {*self._owners, *quantised.beside(self.base)} if request.output_dtype != "same" else set()
+        self._owners = owners(self.base.tensors)  # scale → weight
+        self._undone = companions(self.base.tensors) if request.output_dtype != "same" else set()
 
     def examine(self, name: str) -> list[Finding]:
         """Every check's finding about one tensor; C2 alone where the two sides cannot be compared."""

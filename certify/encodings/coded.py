@@ -4,14 +4,14 @@ The scale of element [i, j] of a matrix is scales[i // height, j // width]; the 
 stack of matrices has a grid of scales for each. The scale may lie in another file than the codes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
-from certify.encodings.declaration import ALL, Declaration
+from certify.encodings.declaration import ALL, BESIDE, Declaration
 from certify.encodings.e4m3 import CODES, NUMBERS
 from certify.grid import Grid
 from certify.inputs.dtypes import FLOATS
@@ -53,6 +53,11 @@ class Coded(Stored):
     @property
     def decoded(self) -> bool:
         return True
+
+    @property
+    def suffix(self) -> str:
+        """What follows a weight's name in that of its scale."""
+        return self.scale.entry.name.removeprefix(self.entry.name)
 
     @property
     def across(self) -> int:
@@ -103,6 +108,17 @@ def scales(stored: Stored) -> Tensor:
         powers = torch.ldexp(torch.ones(len(exponents), dtype=torch.float64), exponents.int() - 127).float()
         return powers.masked_fill_(exponents == 255, torch.nan)
     return alone.load().float().reshape(-1)
+
+
+def owners(tensors: Mapping[str, Stored]) -> dict[str, str]:
+    """Scale → its weight, of every weight that is read as code × scale."""
+    return {name + tensor.suffix: name for name, tensor in tensors.items() if isinstance(tensor, Coded)}
+
+
+def companions(tensors: Mapping[str, Stored]) -> set[str]:
+    """What stands beside codes and means nothing without them: their scales, and those of activations and caches."""
+    scales = owners(tensors)
+    return {name for name in tensors if scales and (name in scales or name.rpartition(".")[2] in BESIDE)}
 
 
 def blocks(shape: Sequence[int], size: tuple[int, int]) -> tuple[int, ...]:

@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 
-from certify.encodings.coded import Coded
-from certify.encodings.declaration import BESIDE
+from certify.encodings.coded import companions
 from certify.errors import NotInterpretedError
 from certify.expect.declared import Declared
 from certify.expect.names import PREFIX
@@ -149,8 +148,7 @@ def adapter_report(base: Checkpoint, adapter: Adapter) -> Report:
 
 def _weights(checkpoint: Checkpoint) -> dict[str, Stored]:
     """Without the scales, which a quantiser reads on the loader's behalf."""
-    scales = {tensor.scale.entry.name for tensor in checkpoint.tensors.values() if isinstance(tensor, Coded)}
-    read = {name for name in checkpoint.tensors if name in scales or (scales and name.rpartition(".")[2] in BESIDE)}
+    read = companions(checkpoint.tensors)
     return {name: tensor for name, tensor in checkpoint.tensors.items() if name not in read}
 
 
