@@ -200,6 +200,8 @@ def _ranks(scene: Scene) -> Tensor | None:
     added = torch.where(torch.isfinite(scene.merged), scene.merged, scene.base).double() - scene.base.double()
     gram = (delta.left.T @ delta.left) * (delta.right @ delta.right.T)
     along = ((delta.left.T @ added) * delta.right).sum(dim=1)
+    if not bool(torch.isfinite(along).all()):  # a base that holds NaN
+        return None
     each = torch.linalg.lstsq(gram, along[:, None], driver="gelsd").solution.view(-1) * math.copysign(1.0, delta.scaling)
     kept = each > each.max() / 2
     return None if bool(kept.all()) or float(each.max()) <= 0 else kept.nonzero().view(-1)

@@ -25,7 +25,7 @@ from certify.screen import noted
 class Tensors:
     """The checks of one judgement's tensors; `unknown` says why the ledger does not explain everything, if it does not.
 
-    base: as the adapters saw it: with their stack of layers
+    base: as the adapters saw it: with their stack of layers      undone: what the declared output must not hold any more: scales
     """
 
     def __init__(self, base: Checkpoint, merged: Checkpoint, ledger: Ledger, request: Request, unknown: str, quantised: Quantised) -> None:
@@ -33,7 +33,7 @@ class Tensors:
         self.base, self._given = ledger.base or base, base
         self.main_dtype, self._quantised = main_dtype(base), quantised
         self._owners = owners(self.base.tensors)  # scale → weight
-        self._undone = companions(self.base.tensors) if request.output_dtype != "same" else set()
+        self.undone = companions(self.base.tensors) if request.output_dtype != "same" else set()
 
     def examine(self, name: str) -> list[Finding]:
         """Every check's finding about one tensor; C2 alone where the two sides cannot be compared."""
@@ -57,11 +57,11 @@ class Tensors:
         """Why a tensor of the base must not be there any more."""
         if name in self._given.tensors and name not in self.base.tensors:
             return "belongs to a layer that the adapter leaves out"
-        return f"stands beside weights that are declared as {self.request.output_dtype}: a scale of nothing" if name in self._undone else ""
+        return f"stands beside weights that are declared as {self.request.output_dtype}: a scale of nothing" if name in self.undone else ""
 
     def missing(self) -> list[Finding]:
         """C2 of what the adapters add and nobody has: no file names it, so that no other question is about it."""
-        names = {*self.ledger.new, *self.base.tensors} - {*self.merged.tensors, *self.merged.weight_map} - self._undone
+        names = {*self.ledger.new, *self.base.tensors} - {*self.merged.tensors, *self.merged.weight_map} - self.undone
         unheard = sorted(names - {*self._given.tensors, *self._given.weight_map})
         return [completeness(name, self.base, self.merged, self._demand(name)) for name in unheard]
 

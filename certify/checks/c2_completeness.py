@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from certify.finding import Finding, Outcome
+from certify.finding import Figure, Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import FLOATS, TARGETS
 
@@ -29,7 +29,8 @@ def completeness(subject: str, base: Checkpoint, merged: Checkpoint, demand: Dem
         return Finding(CODE, subject, Outcome.PASSED, figures={"gone": True})
     if gone or (demand is None and there is None and subject not in base.weight_map):
         size = here.described() if here else ""
-        return Finding(CODE, subject, Outcome.FAILED, f"{size} {gone or 'is not a tensor of the base'}", {"problem": "extra"})
+        figures: dict[str, Figure] = {"problem": "extra"} | ({"left_over": True} if gone else {})
+        return Finding(CODE, subject, Outcome.FAILED, f"{size} {gone or 'is not a tensor of the base'}", figures)
     if here is None:
         has = there.described() if there else f"a tensor {demand.shape} was expected" if demand else "it in its index"
         sentence = f"missing{stated}; " + (f"the base has {has}" if there or demand is None else has)
