@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from certify.encodings.coded import companions
 from certify.finding import Figure, Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import FLOATS, TARGETS
@@ -48,10 +49,10 @@ def completeness(subject: str, base: Checkpoint, merged: Checkpoint, demand: Dem
 
 
 def main_dtype(base: Checkpoint) -> str | None:
-    """The one of BF16, F16, F32 that holds the most elements of the base; None if it has no such tensor."""
-    held = dict.fromkeys(FLOATS, 0)
-    for tensor in base.tensors.values():
-        if tensor.dtype in held:
+    """The one of BF16, F16, F32 that holds the most elements of the base, scales aside; None if it has no such tensor."""
+    held, scales = dict.fromkeys(FLOATS, 0), companions(base.tensors)
+    for name, tensor in base.tensors.items():
+        if tensor.dtype in held and name not in scales:
             held[tensor.dtype] += tensor.entry.elements
     most = max(held, key=lambda name: held[name])
     return most if held[most] else None
