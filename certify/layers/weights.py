@@ -6,7 +6,6 @@ merged      what the merged checkpoint holds            admissible  rounded, mov
 shaken      exact, every number of W + Δ, of A and of B perturbed by chance: how strongly the unit answers to errors of its weights
 """
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from certify.bounds import Delta
 from certify.checks.c4_merged import rows_of
 from certify.errors import NotInterpretedError
 from certify.expect.expectation import factors
@@ -27,10 +25,10 @@ from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
 from certify.layers.layout import Layout
 from certify.layers.meter import Meter
+from certify.layers.shaken import shaken, shaken_factors, signs
 from certify.layers.unmerged import Unmerged
 
 Kind = Literal["base", "unmerged", "exact", "rounded", "merged", "admissible", "shaken"]
-SHAKE = 2.0**-12  # relative size of the perturbation: far above float32's own noise, small enough for a linear answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ class Weights:
             value = self._rounded(key, value, _first_row(value, rows)) if kind in ("rounded", "admissible") else value
         else:
             value = self._added(key, rows, kind)
-        return _shaken(key, value) if kind == "shaken" else value
+        return shaken(key, value) if kind == "shaken" else value
 
     def _adapted(self, key: str) -> bool:
         return key in self.ledger.parts or key in self.ledger.composed
@@ -161,7 +159,7 @@ class Weights:
             here = slice(row - first, row - first + len(W))
             chosen = [rows_of(delta, row, len(W)) for delta in deltas]
             if kind == "shaken":
-                chosen = [_shaken_factors(key, row, delta) for delta in chosen]
+                chosen = [shaken_factors(key, row, delta) for delta in chosen]
             added = chosen[0].value() if len(chosen) == 1 else torch.stack([delta.value() for delta in chosen]).sum(0)
             out[here] = W.float() + added
             if kind in ("rounded", "admissible"):
@@ -175,7 +173,7 @@ class Weights:
         self.reading, made = key, []
         for block in Target(self.ledger.composed[key], self.criterion).blocks():
             if kind == "shaken":
-                block = replace(block, deltas=tuple(_shaken_factors(key, block.row, delta) for delta in block.deltas))
+                block = replace(block, deltas=tuple(shaken_factors(key, block.row, delta) for delta in block.deltas))
             value = block.own()
             value = self._rounded(key, value, block.row) if kind in ("rounded", "admissible") else value
             made.append(value + self._room(key, block.row, value, block) if kind == "admissible" else value)
@@ -191,7 +189,7 @@ class Weights:
         room = torch.maximum((high - rounded).abs_(), (rounded - low).abs_())
         noise = (rounded - right.exact).square_().sum()
         self.freedom.setdefault(key, {})[row] = Freedom(int((room > 0).sum()), float(room.square().sum()), float(noise))
-        return room.float() * _signs(key, row, room.shape)
+        return room.float() * signs(key, row, room.shape)
 
     def _rounded(self, key: str, value: Tensor, row: int) -> Tensor:
         """Rows of the tensor, seen as a matrix, from `row` on; rounded once to what the merged tensor can hold."""
@@ -235,23 +233,3 @@ def _blocks(stored: Stored, first: int, last: int) -> Iterator[tuple[int, Tensor
         return
     for row in range(first, last, height):
         yield row, stored.rows(range(row, min(row + height, last)))
-
-
-def _signs(key: str, row: int, shape: torch.Size) -> Tensor:
-    """±1 by chance, the same in every run."""
-    chance = torch.Generator().manual_seed(zlib.crc32(key.encode()) + row)
-    return torch.randint(0, 2, shape, generator=chance, dtype=torch.float32).mul_(2).sub_(1)
-
-
-def _shaken_factors(key: str, row: int, delta: Delta) -> Delta:
-    """A and B perturbed by chance, number by number. row: where in the tensor these rows begin."""
-    left = delta.left * (1 + SHAKE * _signs(f"{key} left", row, delta.left.shape))
-    return Delta(left, delta.right * (1 + SHAKE * _signs(f"{key} right", 0, delta.right.shape)), delta.scaling, delta.dtype)
-
-
-def _shaken(key: str, value: Tensor) -> Tensor:
-    """Every number, and besides every row as a whole: sums whose terms cancel and sums whose terms agree both answer."""
-    if not value.is_floating_point():
-        return value
-    rows = _signs(key, 1, torch.Size([*value.shape[:1], *(1 for _ in value.shape[1:])]))
-    return value * (1 + SHAKE * (rows + _signs(key, 0, value.shape)))
