@@ -13,7 +13,7 @@ import transformers
 
 import exam.giants.faults  # noqa: F401 enters them
 from certify.verdict import Verdict
-from exam.giants.bench import FUSED, PROXIES, WAYS, Shelf
+from exam.giants.bench import MADE, PROXIES, WAYS, Shelf
 from exam.giants.scene import FAULTS
 from exam.giants.sitting import alarm, planted
 from exam.giants.tools import TOOLS
@@ -21,7 +21,7 @@ from exam.giants.tools import TOOLS
 
 def sound(shelf: Shelf, pattern: str, level: str) -> Iterator[bool]:
     """A line for each sound merge; whether the gate certified it."""
-    for proxy in (*PROXIES, FUSED):
+    for proxy in (*PROXIES, *MADE):
         for way in (*WAYS, *TOOLS.get(proxy, ())):
             if fnmatchcase(f"{proxy} {way}", pattern):
                 began = time.perf_counter()

@@ -18,6 +18,8 @@ PROXIES = (
 )
 FUSED = "qwen3.5-moe-fp8"  # made here: stacks of experts as codes, with blocks that end inside an expert
 FUSED_BLOCK = (24, 32)
+BYTES = "deepseek-v3-fp8-bytes"  # exponents that a header calls U8
+ORIGINAL = "original"  # the proxy that one was made from, which its adapter is trained on
 FAINT = 1 / 16  # of what the proxy's adapter adds: ‖Δ‖/‖W‖ of about 4e-3
 
 
@@ -49,7 +51,7 @@ class Shelf:
     def base(self, proxy: str) -> Path:
         path = self.room / proxy / "base"
         if not path.exists():
-            _fused(path) if proxy == FUSED else make_checkpoint(proxy, path)
+            MADE[proxy](path) if proxy in MADE else make_checkpoint(proxy, path)
         return path
 
     def adapter(self, proxy: str, *, faint: bool = False) -> Path:
@@ -57,7 +59,8 @@ class Shelf:
         if not path.exists() and faint:
             _weakened(self.adapter(proxy), path)
         elif not path.exists():
-            make_adapter(self.base(proxy).parent / "plain" if proxy == FUSED else self.base(proxy), path)
+            base = self.base(proxy)
+            make_adapter(base.parent / ORIGINAL if proxy in MADE else base, path)
         return path
 
     def merged(self, proxy: str, way: Way) -> Path:
@@ -76,7 +79,7 @@ def _weakened(adapter: Path, out: Path) -> None:
 
 def _fused(out: Path) -> None:
     """The plain proxy of fused experts, with its stacks quantised matrix by matrix; the configuration speaks of the text model alone."""
-    plain = make_checkpoint("qwen3.5-moe", out.parent / "plain")
+    plain = make_checkpoint("qwen3.5-moe", out.parent / ORIGINAL)
     folder: Folder = copied(plain, out)
     for name, stack in list(folder.tensors.items()):
         if ".language_model.layers." in name and ".mlp.experts." in name:
@@ -86,3 +89,13 @@ def _fused(out: Path) -> None:
     settings = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": list(FUSED_BLOCK)}
     folder.config["text_config"]["quantization_config"] = settings
     folder.write()
+
+
+def _bytes(out: Path) -> None:
+    folder = copied(make_checkpoint("deepseek-v3-fp8-e8m0", out.parent / ORIGINAL), out)
+    exponents = {name: tensor.view(torch.uint8) for name, tensor in folder.tensors.items() if tensor.dtype == torch.float8_e8m0fnu}
+    folder.tensors |= exponents
+    folder.write()
+
+
+MADE = {FUSED: _fused, BYTES: _bytes}

@@ -26,9 +26,9 @@ from certify.verdict import Verdict
 from exam.giants.bench import DECODED, FAITHFUL, LIGHT, Way
 from exam.giants.bench import Shelf as Bench
 from exam.giants.faults import CHANNEL
-from exam.giants.scene import FAULTS
+from exam.giants.scene import FAULTS, SCALE, Fault
 from exam.giants.sitting import alarm, planted
-from exam.giants.tools import ALL
+from exam.giants.tools import ALL, Tool
 
 DEEPSEEK = "deepseek-v3-fp8"
 SOUND = [
@@ -60,6 +60,15 @@ def test_a_fault_is_caught_by_the_check_that_is_named_for_it(name: str, bench: B
     assert chosen
     told = [(check, caught, said) for fault in chosen for check, caught, said in planted(bench, fault)]
     assert all(caught for _, caught, _ in told), told
+
+
+def test_the_exam_tells_what_passes_in_silence_and_what_is_an_alarm(bench: Bench) -> None:
+    nothing = Fault("nothing", DEEPSEEK, DECODED, (("C4", "*"),), lambda _: None)
+    ((_, caught, told),) = planted(bench, nothing)
+    assert not caught
+    assert told.startswith("CERTIFIED")
+    doubled = Tool("by doubled scales", "same", lambda s, name: s.rescale(name, 2 * s.base.tensors[name + SCALE], s.due(name)))
+    assert alarm(bench, DEEPSEEK, doubled, "weights").startswith("REJECTED")
 
 
 @pytest.mark.parametrize("change", ["fmt", "scale"])
