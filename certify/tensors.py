@@ -109,6 +109,8 @@ class Tensors:
     def _scales(self, name: str) -> Finding | None:
         """C4 of the scales of a touched weight, where they are not the base's."""
         owner, ledger = self._owners.get(name, ""), self.ledger
+        if owner in ledger.unjudged:
+            return Finding(ACCOUNTING, name, Outcome.NOT_INTERPRETED, f"beside {owner}: {ledger.unjudged[owner]}")
         base, merged = self.base.tensors.get(owner), self.merged.tensors.get(owner)
         if owner not in ledger.touched or not isinstance(base, Coded) or not isinstance(merged, Coded):
             return None
