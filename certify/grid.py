@@ -41,12 +41,12 @@ class Grid:
         """float64 → float64, by way of float32 as every merge goes."""
         if self.scale is None:
             return value.float().to(self.dtype).double()
-        return self._coded(value, torch.round, self.scale.double())
+        return self._coded(value, torch.round, self.scale)
 
     def down(self, value: Tensor) -> Tensor:
         """The largest number of the grid that is not above, float64."""
         if self.scale is not None:
-            low, high = (self._coded(value, rounded, self.scale.double()) for rounded in (torch.floor, torch.ceil))
+            low, high = (self._coded(value, rounded, self.scale) for rounded in (torch.floor, torch.ceil))
             return torch.where(high <= value, high, low)  # a code × scale that was rounded down to float32 is itself
         near = value.to(self.dtype)
         below = torch.nextafter(near, torch.full_like(near, -torch.inf))
@@ -60,8 +60,7 @@ class Grid:
         """Half the spacing around each value, in the value's own precision."""
         if self.scale is None:
             return half_ulp(value, self.dtype)
-        scale = self.scale.to(value.dtype)
-        return half_ulp(_quotient(value, scale), CODE).mul_(scale).clamp_(min=_least(value.dtype))
+        return half_ulp((value / self.scale).nan_to_num_(), CODE).mul_(self.scale).clamp_(min=_least(value.dtype))
 
     def between(self, value: Tensor, towards: float) -> Tensor:
         """Halfway from numbers of the grid to the next one, float64."""
@@ -85,21 +84,24 @@ class Grid:
 
     @staticmethod
     def _coded(value: Tensor, rounded: Callable[[Tensor], Tensor], scale: Tensor) -> Tensor:
-        """Infinity for what lies beyond e4m3: there nothing is right."""
-        quotient = _quotient(value, scale)
+        """Infinity for what lies beyond e4m3: there nothing is right. A scale of zero has a code for nothing but zero."""
+        quotient = value / scale
+        least, most = quotient.aminmax()
+        if bool(least.isnan()):
+            quotient = torch.where((scale == 0) & (value == 0), 0.0, quotient)
         gap = half_ulp(quotient, CODE).mul_(2)
         code = rounded(quotient / gap).mul_(gap)
         number = (code * scale).float().to(value.dtype)
-        if bool(code.abs().amax() <= LARGEST) and bool(quotient.abs().amax() <= OVERFLOW):
-            return number
-        beyond = (quotient.abs() > OVERFLOW) | (code.abs() > LARGEST)
-        return torch.where(beyond, torch.copysign(torch.full_like(number, torch.inf), quotient), number)
+        if not (bool(least >= -LARGEST) and bool(most <= LARGEST)):
+            beyond = (quotient.abs() > OVERFLOW) | (code.abs() > LARGEST)
+            number[beyond] = quotient[beyond].sign_().mul_(torch.inf)
+        return number
 
 
 def half_ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Half the spacing of `dtype` around each value, in the value's own precision."""
     finfo = torch.finfo(dtype)
-    size = value.abs().clamp(min=finfo.smallest_normal)
+    size = value.abs().clamp_(min=finfo.smallest_normal)
     bits, exponent = (torch.int64, 0x7FF0 << 48) if size.dtype == torch.float64 else (torch.int32, 0x7F80 << 16)
     below = (size.view(bits) & exponent).view(size.dtype)  # the exponent bits alone: the power of two below
     return below.mul_(finfo.eps / 2).clamp_(min=_least(size.dtype))
@@ -108,9 +110,3 @@ def half_ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
 def _least(dtype: torch.dtype) -> float:
     """The smallest number above zero: no spacing is zero."""
     return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-
-
-def _quotient(value: Tensor, scale: Tensor) -> Tensor:
-    """What is rounded to a code; a scale of zero has a code for nothing but zero."""
-    quotient = value / scale
-    return torch.where((scale == 0) & (value == 0), 0.0, quotient) if bool((scale == 0).any()) else quotient
