@@ -32,7 +32,8 @@ criterion   accepts
 nearest     one rounding to the stored dtype, as above
 peft        also what peft 0.21.2 does otherwise (tuners/lora/layer.py, Linear.merge): Δ rounded before it is added, to the base's dtype
             (safe_merge=True) or to the adapter's (adapters kept in half precision; on CUDA B·A is rounded before the scaling too);
-            several adapters one after another, rounded after each; under DoRA, every sum that a rounded Δ can give
+            several adapters one after another, rounded after each, and so an attention's out_proj, which is added twice; under DoRA,
+            every sum that a rounded Δ can give
 faithful    both grid neighbours of every value in [v − e, v + e]; what stochastic rounding may choose from
 """
 
@@ -172,16 +173,30 @@ def beyond_rounding(merged: Tensor, right: Bound, base: torch.dtype, grid: Grid,
 
 
 def _peft(W: Tensor, terms: Sequence[Delta], base: torch.dtype, stored: Grid) -> Iterator[tuple[Tensor, Tensor]]:
-    """PEFT adds one adapter after another, in place: interval arithmetic along each of its paths."""
-    dtypes = {torch.float32, base, *(term.dtype for term in terms)} if len(terms) > 1 else {base, terms[0].dtype} - {torch.float32}
-    own = Grid(base)
-    for dtype in sorted(dtypes, key=str):
-        for scaled_after in (False, True) if dtype != torch.float32 else (False,):
-            low = high = W
-            for term in terms:
-                least, most = _rounded_delta(term, Grid(dtype), scaled_after)
-                low, high = own.nearest(low + least - _sum_error(low, least)), own.nearest(high + most + _sum_error(high, most))
-            yield stored.nearest(low), stored.nearest(high)
+    """PEFT adds one adapter after another, in place: interval arithmetic along its path.
+
+    Of a single delta each way of rounding it is a path. Of several, each may be rounded in a way of its own (an attention's out_proj adds
+    its delta first in the base's dtype, then in the adapter's): one path holds them all.
+    """
+    ways, own = [[_rounded_delta(term, *way) for way in _ways(term, base, alone=len(terms) == 1)] for term in terms], Grid(base)
+    for path in [[way] for way in ways[0]] if len(terms) == 1 else [[_hull(found) for found in ways]]:
+        low = high = W
+        for least, most in path:
+            low, high = own.nearest(low + least - _sum_error(low, least)), own.nearest(high + most + _sum_error(high, most))
+        yield stored.nearest(low), stored.nearest(high)
+
+
+def _hull(intervals: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    lows, highs = zip(*intervals, strict=True)
+    return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+
+
+def _ways(term: Delta, base: torch.dtype, *, alone: bool) -> Iterator[tuple[Grid, bool]]:
+    """(the grid that Δ is rounded to, whether it is rounded before it is scaled as well); unrounded and alone it is `nearest`'s."""
+    if not alone:
+        yield Grid(torch.float32), False
+    for dtype in sorted({base, term.dtype} - {torch.float32}, key=str):
+        yield from ((Grid(dtype), False), (Grid(dtype), True))
 
 
 def _sum_error(value: Tensor, addend: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from merge.encodings import Grid
-from merge.fidelity import Sums, measure
+from merge.fidelity import Sums, folded, measure
 from merge.rounding import ROUNDS, Floats, Space, draws, faithful, stochastic
 from merge.subspace import Aim
 
@@ -30,21 +30,31 @@ def store(
     exact  (n, columns)  float32: rows start … of the weight `name`, after every step
     out    (n, columns)  the output's dtype, overwritten
     """
-    chosen, above = space.block("chosen", tuple(exact.shape)), 0.0
-    if rule.name == "nearest" and grid.scales is None:  # nothing is overwritten, so that nothing is copied
-        if not grid.encode(exact, out, start):
-            return None
-        grid.decode(out, chosen, start)
-        return measure(chosen.sub_(exact), aims)
-    chosen.copy_(exact)
+    rounded, above = exact, 0.0
+    if rule.name != "nearest" or grid.scales:  # elsewhere nothing is overwritten, so that nothing is copied
+        rounded = space.block("chosen", tuple(exact.shape)).copy_(exact)
     if rule.name == "stochastic":
-        _by_chance(exact, chosen, Floats(out.dtype, grid.scales), start, name, rule.seed, space)
+        _by_chance(exact, rounded, Floats(out.dtype, grid.scales), start, name, rule.seed, space)
     elif rule.name == "faithful":
-        above = sum(_faithfully(exact, chosen, Floats(out.dtype, grid.scales), start, aim, rule.rounds, space) for aim in aims)
-    if not grid.encode(chosen, out, start):
+        above = sum(_faithfully(exact, rounded, Floats(out.dtype, grid.scales), start, aim, rule.rounds, space) for aim in aims)
+    if not grid.encode(rounded, out, start):
         return None
-    grid.decode(out, chosen, start)
-    return measure(chosen.sub_(exact), aims, above)
+    return folded([Sums(above=above), *(_measured(exact, grid, out, start, aim, space) for aim in aims)])
+
+
+def _measured(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, aim: Aim, space: Space) -> Sums:
+    """What is stored, decoded again, less what it should be: strip by strip where rows are whole."""
+    inside, noise = torch.empty_like(aim.wanted), 0.0
+    high, wide = exact[aim.rows].shape
+    for part in _strips(high, wide) if aim.whole else (slice(0, high),):
+        rows = slice(aim.rows.start + part.start, aim.rows.start + part.stop)
+        error = space.block("error", (part.stop - part.start, wide))
+        grid.decode(out[rows], error, start + rows.start)
+        error.sub_(exact[rows])
+        noise += float(torch.linalg.vector_norm(error)) ** 2
+        vectors = part if aim.whole else slice(None)
+        inside[vectors] = aim.span.of(vectors).project(error if aim.whole else error.T)
+    return measure(inside, aim.wanted, noise)
 
 
 def _by_chance(exact: torch.Tensor, chosen: torch.Tensor, floats: Floats, start: int, name: str, seed: int, space: Space) -> None:

@@ -69,10 +69,10 @@ def _region(deltas: list[Delta], rows: tuple[int, int], columns: int, whole: int
     vectors, length = (rows[1] - rows[0], columns) if whole else (columns, rows[1] - rows[0])
     if not pairs:
         return Region(rows, whole, torch.zeros(length, 0), torch.zeros(vectors, 0), exact)
-    Q = basis(torch.cat([right for _, right, _ in pairs]))
-    wanted = torch.zeros(vectors, Q.shape[1])
-    for left, right, scaling in pairs:
-        wanted.addmm_(left, (right.double() @ Q.double()).float(), alpha=scaling)
+    Q, coordinates = basis(torch.cat([right for _, right, _ in pairs]))
+    wanted, ranks = torch.zeros(vectors, Q.shape[1]), [len(right) for _, right, _ in pairs]
+    for (left, _, scaling), own in zip(pairs, torch.split(coordinates, ranks), strict=True):
+        wanted.addmm_(left, own, alpha=scaling)
     return Region(rows, whole, Q, wanted, exact)
 
 

@@ -35,16 +35,20 @@ class Span:
         return out
 
 
-def basis(directions: torch.Tensor) -> torch.Tensor:
-    """Orthonormal columns that span the rows of `directions` (rank, columns); float32.
+def basis(directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal columns Q that span some rows, and the rows in them.
+
+    directions  (rank, columns)  float32      returns  (columns, k) and (rank, k), float32: directions = coordinates · Qᵀ
 
     By the eigenvectors of the rows' Gram matrix in float64, each row at length one first: cheap where the rank is small.
     """
-    rows = torch.nn.functional.normalize(directions.double(), dim=1)
-    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    rows = directions.double()
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+    values, vectors = torch.linalg.eigh(rows.div_(lengths) @ rows.T)
     kept = values > values.max().clamp_min(0.0) * LOST
-    found: torch.Tensor = (rows.T @ vectors[:, kept]) * values[kept].rsqrt()
-    return found.float().contiguous()
+    values, vectors = values[kept], vectors[:, kept]
+    found: torch.Tensor = rows.T @ (vectors * values.rsqrt())
+    return found.float().contiguous(), (lengths * vectors * values.sqrt()).float()
 
 
 def completed(common: torch.Tensor, delta: torch.Tensor) -> tuple[Span, torch.Tensor]:

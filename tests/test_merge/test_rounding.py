@@ -53,7 +53,7 @@ def test_what_has_no_place_stays_without_one(dtype: torch.dtype, bad: float) -> 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), dtype=st.sampled_from(DTYPES[:3]))
 def test_no_rule_leaves_the_two_neighbours(seed: int, dtype: torch.dtype) -> None:
-    exact, Q = numbers(seed), basis(numbers(seed + 1, 3))
+    exact, (Q, _) = numbers(seed), basis(numbers(seed + 1, 3))
     low, high = Floats(dtype).bracket(exact, 0, space := Space())
     below, above = low.clone(), high.clone()
     by_chance = stochastic(exact, low, high, draws(seed, "w", 0, exact.numel()).view(exact.shape))
@@ -67,7 +67,7 @@ def test_faithful_keeps_what_nearest_loses() -> None:
     weight = (torch.randn(64, 1024, generator=generator) * 0.02).bfloat16().float()
     a, b = torch.randn(8, 1024, generator=generator), torch.randn(64, 8, generator=generator)
     delta = b @ a * (1e-3 * weight.norm() / (b @ a).norm())
-    exact, Q = weight + delta, basis(a)
+    exact, (Q, _) = weight + delta, basis(a)
     near = exact.bfloat16().float() - exact
     low, high = Floats(torch.bfloat16).bracket(exact, 0, space := Space())
     faithful(exact, low, high, Span(Q), delta @ Q, 8, space)
@@ -77,6 +77,16 @@ def test_faithful_keeps_what_nearest_loses() -> None:
     assert 1 + float((near * delta).sum() / delta.square().sum()) < 0.7
     assert abs(kept - 1) <= coherent + 1e-5  # Cauchy, Schwarz
     assert coherent < 0.06
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_a_basis_knows_the_directions_that_it_was_made_of(rank: int) -> None:
+    directions = numbers(0, rank, 64)
+    Q, coordinates = basis(torch.cat([directions, 2 * directions]))
+    assert Q.shape == (64, rank)
+    torch.testing.assert_close(Q.T @ Q, torch.eye(rank), atol=1e-6, rtol=0)
+    size = directions.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(coordinates[:rank] @ Q.T / size, directions / size, atol=1e-6, rtol=0)
 
 
 def test_a_draw_belongs_to_its_element() -> None:
