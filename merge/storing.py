@@ -7,10 +7,10 @@ import torch
 
 from merge.encodings import Grid
 from merge.fidelity import Sums, folded, measure
-from merge.rounding import ROUNDS, Floats, Space, draws, faithful, stochastic
+from merge.rounding import ROUNDS, Ascent, Bracket, Floats, Space, draws, stochastic
 from merge.subspace import Aim
 
-STRIP = 1 << 17  # elements worked on at a time: with six blocks beside it that is a core's second cache, and rows enough for a product
+STRIP = 1 << 18  # elements worked on at a time: in half as many small products cost more than what the caches save
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,58 +30,89 @@ def store(
     exact  (n, columns)  float32: rows start … of the weight `name`, after every step
     out    (n, columns)  the output's dtype, overwritten
     """
-    rounded, above = exact, 0.0
-    if rule.name != "nearest" or grid.scales:  # elsewhere nothing is overwritten, so that nothing is copied
-        rounded = space.block("chosen", tuple(exact.shape)).copy_(exact)
+    above = 0.0
     if rule.name == "stochastic":
-        _by_chance(exact, rounded, Floats(out.dtype, grid.scales), start, name, rule.seed, space)
-    elif rule.name == "faithful":
-        above = sum(_faithfully(exact, rounded, Floats(out.dtype, grid.scales), start, aim, rule.rounds, space) for aim in aims)
-    if not grid.encode(rounded, out, start):
-        return None
-    return folded([Sums(above=above), *(_measured(exact, grid, out, start, aim, space) for aim in aims)])
+        fits = _by_chance(exact, grid, out, start, name, rule.seed, space)
+    elif rule.name == "nearest":
+        fits = _nearest(exact, grid, out, start, space)
+    else:
+        aimed = sum(aim.rows.stop - aim.rows.start for aim in aims)
+        fits = aimed == len(exact) or _nearest(exact, grid, out, start, space)  # rows that nothing aims at
+        for aim in aims:
+            ascent = Ascent(rule.rounds, space)
+            fits = fits and _faithfully(exact, grid, out, start, aim, ascent)
+            above += ascent.above
+    return folded([Sums(above=above), *(_measured(exact, grid, out, start, aim, space) for aim in aims)]) if fits else None
+
+
+def _nearest(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, space: Space) -> bool:
+    if grid.scales is None:  # nothing is overwritten, so that nothing is copied
+        return grid.encode(exact, out, start)
+    return all(
+        grid.encode(space.block("low", exact[rows].shape).copy_(exact[rows]), out[rows], start + rows.start)
+        for rows in _strips(*exact.shape)
+    )
+
+
+def _by_chance(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, name: str, seed: int, space: Space) -> bool:
+    floats, fits = Floats(out.dtype, grid.scales), True
+    for rows in _strips(*exact.shape):
+        around = floats.bracket(exact[rows], start + rows.start, space)
+        drawn = draws(seed, name, (start + rows.start) * exact.shape[1], around.low.numel()).view(around.low.shape)
+        up = stochastic(around.past, around.step, drawn)
+        fits &= grid.encoding.encode(around.low.addcmul_(up, around.step), out[rows])
+    return fits
+
+
+def _faithfully(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, aim: Aim, ascent: Ascent) -> bool:
+    floats, fits = Floats(out.dtype, grid.scales), True
+    for part, rows in _parts(aim, exact):
+        first = start + rows.start
+        around = floats.bracket(exact[rows], first, ascent.space)
+        if grid.scales:
+            grid.scales.multiply(around.past, first)
+            grid.scales.multiply(around.step, first)
+        up = _chosen(around, aim, part, ascent)
+        if grid.scales:
+            grid.scales.divide(around.step, first)
+        fits &= grid.encoding.encode(around.low.addcmul_(up, around.step), out[rows])
+    return fits
+
+
+def _chosen(around: Bracket, aim: Aim, part: slice, ascent: Ascent) -> torch.Tensor:
+    """1 where the upper neighbour is chosen. Columns that must stay whole are copied to rows, a few at a time."""
+    if aim.whole:
+        return ascent.choose(around.past, around.step, aim.span.of(part), aim.wanted[part])
+    for columns in _strips(*around.past.T.shape):
+        past, step = (
+            ascent.space.block(name, turned.shape).copy_(turned)
+            for name, turned in (("turned past", around.past.T[columns]), ("turned step", around.step.T[columns]))
+        )
+        around.past.T[columns] = ascent.choose(past, step, aim.span.of(columns), aim.wanted[columns])
+    return around.past
+
+
+def _parts(aim: Aim, exact: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """(vectors of the aim, rows of the slab) that are worked on together: strips, or all of it where columns are whole."""
+    high, wide = aim.rows.stop - aim.rows.start, exact.shape[1]
+    for part in _strips(high, wide) if aim.whole else (slice(0, high),):
+        yield part if aim.whole else slice(None), slice(aim.rows.start + part.start, aim.rows.start + part.stop)
 
 
 def _measured(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, aim: Aim, space: Space) -> Sums:
     """What is stored, decoded again, less what it should be: strip by strip where rows are whole."""
     inside, noise = torch.empty_like(aim.wanted), 0.0
-    high, wide = exact[aim.rows].shape
-    for part in _strips(high, wide) if aim.whole else (slice(0, high),):
-        rows = slice(aim.rows.start + part.start, aim.rows.start + part.stop)
-        error = space.block("error", (part.stop - part.start, wide))
+    for part, rows in _parts(aim, exact):
+        error = space.block("low", exact[rows].shape)
         grid.decode(out[rows], error, start + rows.start)
         error.sub_(exact[rows])
         noise += float(torch.linalg.vector_norm(error)) ** 2
-        vectors = part if aim.whole else slice(None)
-        inside[vectors] = aim.span.of(vectors).project(error if aim.whole else error.T)
+        inside[part] = aim.span.of(part).project(error if aim.whole else error.T)
     return measure(inside, aim.wanted, noise)
 
 
-def _by_chance(exact: torch.Tensor, chosen: torch.Tensor, floats: Floats, start: int, name: str, seed: int, space: Space) -> None:
-    columns = exact.shape[1]
-    for rows in _strips(len(exact), columns):
-        low, high = floats.bracket(exact[rows], start + rows.start, space)
-        drawn = draws(seed, name, (start + rows.start) * columns, low.numel()).view(low.shape)
-        chosen[rows] = stochastic(exact[rows], low, high, drawn)
-
-
-def _faithfully(exact: torch.Tensor, chosen: torch.Tensor, floats: Floats, start: int, aim: Aim, rounds: int, space: Space) -> float:
-    """The chosen numbers of one aim; the energy that their noise may have above the least."""
-    first, above = start + aim.rows.start, 0.0
-    vectors, result = aim.vectors(exact), aim.vectors(chosen)
-    around = None if aim.whole else floats.bracket(exact[aim.rows], first, Space())  # columns: the grid's own order is by rows
-    for part in _strips(*vectors.shape):
-        if around is None:
-            low, high = floats.bracket(vectors[part], first + part.start, space)
-        else:
-            low, high = (space.block(n, vectors[part].shape).copy_(b.T[part]) for n, b in zip(("low", "high"), around, strict=True))
-        target = space.block("target", vectors[part].shape).copy_(vectors[part])
-        above += faithful(target, low, high, aim.span.of(part), aim.wanted[part], rounds, space)
-        result[part] = low
-    return above
-
-
 def _strips(vectors: int, length: int) -> Iterator[slice]:
-    height = max(1, STRIP // length)
-    for first in range(0, vectors, height):
-        yield slice(first, min(first + height, vectors))
+    """As few as there can be, and about as high as each other."""
+    count = max(1, min(vectors, -(-vectors * length // STRIP)))
+    for number in range(count):
+        yield slice(number * vectors // count, (number + 1) * vectors // count)
