@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -186,6 +187,7 @@ def cell(folder: Path, base: Weights, texts: Texts, seed: int, wanted: float, ro
 def one_seed(seed: int) -> dict[float, dict[str, float]]:
     """Every cell of one base, on one core."""
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an old name
     transformers.utils.logging.set_verbosity_error()
     texts, found = Texts.of_python(), {}
     with tempfile.TemporaryDirectory(prefix="mergegate-effect-") as folder:

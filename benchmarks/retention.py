@@ -53,7 +53,9 @@ def rounded(weight: torch.Tensor, delta: Delta, grid: Grid, dtype: torch.dtype, 
         sums.append(found)
         grid.encoding.decode(out, decoded)
         around = Floats(dtype, grid.scales).bracket(exact, start, Space())
-        beyond += int(((decoded != around.low) & (decoded != around.low + around.step)).sum())
+        if grid.scales:
+            grid.scales.divide(around.step, start)
+        beyond += int(((decoded != around.low) & (decoded != (around.low + around.step).to(dtype).float())).sum())
     return fidelity.figures(fidelity.folded(sums), rule.name, split=False), beyond, spent / weight.numel() * 1e9
 
 

@@ -59,9 +59,15 @@ def _by_chance(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, n
     for rows in _strips(*exact.shape):
         around = floats.bracket(exact[rows], start + rows.start, space)
         drawn = draws(seed, name, (start + rows.start) * exact.shape[1], around.low.numel()).view(around.low.shape)
-        up = stochastic(around.past, around.step, drawn)
-        fits &= grid.encoding.encode(around.low.addcmul_(up, around.step), out[rows])
+        fits &= _encoded(around, stochastic(around.past, around.step, drawn), grid, out[rows], start + rows.start)
     return fits
+
+
+def _encoded(around: Bracket, up: torch.Tensor, grid: Grid, out: torch.Tensor, start: int) -> bool:
+    """The chosen neighbours as they are stored: the sums are codes but for the last bits, and are rounded to them."""
+    if grid.scales:
+        grid.scales.divide(around.step, start)
+    return grid.encoding.encode(around.low.addcmul_(up, around.step), out)
 
 
 def _faithfully(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, aim: Aim, ascent: Ascent) -> bool:
@@ -69,13 +75,7 @@ def _faithfully(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, 
     for part, rows in _parts(aim, exact):
         first = start + rows.start
         around = floats.bracket(exact[rows], first, ascent.space)
-        if grid.scales:
-            grid.scales.multiply(around.past, first)
-            grid.scales.multiply(around.step, first)
-        up = _chosen(around, aim, part, ascent)
-        if grid.scales:
-            grid.scales.divide(around.step, first)
-        fits &= grid.encoding.encode(around.low.addcmul_(up, around.step), out[rows])
+        fits &= _encoded(around, _chosen(around, aim, part, ascent), grid, out[rows], first)
     return fits
 
 
