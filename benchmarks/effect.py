@@ -35,7 +35,7 @@ from benchmarks import rivals
 from merge.proxies.quantised import BLOCKS, QUANTISERS, twin
 
 BLOCK = 128
-LENGTH, BATCH, STEPS, RATE = 128, 16, 250, 2e-3  # of training the base
+LENGTH, BATCH, STEPS, RATE = 128, 16, 600, 2e-3  # of training the base
 RANK, ALPHA, TUNE_RATE, MOST = 8, 16, 5e-3, 400  # of a LoRA: Adam's step is TUNE_RATE · ρ, so that each takes about as many
 HELD_OUT = 64  # sequences
 STRENGTHS = (1e-2, 3e-3, 1e-3)
