@@ -27,7 +27,8 @@ criterion   accepts
 nearest     one rounding to the stored dtype, as above
 peft        also what peft 0.21.2 does otherwise (tuners/lora/layer.py, Linear.merge): Δ rounded before it is added, to the base's dtype
             (safe_merge=True) or to the adapter's (adapters kept in half precision; on CUDA B·A is rounded before the scaling too);
-            several adapters one after another, rounded after each; under DoRA, every sum that a rounded Δ can give
+            several adapters one after another, rounded after each, and so an attention's out_proj, which is added twice; under DoRA,
+            every sum that a rounded Δ can give
 faithful    both grid neighbours of every value in [v − e, v + e]; what stochastic rounding may choose from
 """
 
@@ -183,15 +184,30 @@ def _up(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _peft(W: Tensor, terms: Sequence[Delta], base: torch.dtype, stored: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """PEFT adds one adapter after another, in place: interval arithmetic along each of its paths."""
-    grids = {torch.float32, base, *(term.dtype for term in terms)} if len(terms) > 1 else {base, terms[0].dtype} - {torch.float32}
-    for grid in sorted(grids, key=str):
-        for scaled_after in (False, True) if grid != torch.float32 else (False,):
-            low = high = W
-            for term in terms:
-                least, most = _rounded_delta(term, grid, scaled_after)
-                low, high = _nearest(low + least - _sum_error(low, least), base), _nearest(high + most + _sum_error(high, most), base)
-            yield _nearest(low, stored), _nearest(high, stored)
+    """PEFT adds one adapter after another, in place: interval arithmetic along its path.
+
+    Of a single delta each way of rounding it is a path. Of several, each may be rounded in a way of its own (an attention's out_proj adds
+    its delta first in the base's dtype, then in the adapter's): one path holds them all.
+    """
+    ways = [[_rounded_delta(term, *way) for way in _ways(term, base, alone=len(terms) == 1)] for term in terms]
+    for path in [[way] for way in ways[0]] if len(terms) == 1 else [[_hull(found) for found in ways]]:
+        low = high = W
+        for least, most in path:
+            low, high = _nearest(low + least - _sum_error(low, least), base), _nearest(high + most + _sum_error(high, most), base)
+        yield _nearest(low, stored), _nearest(high, stored)
+
+
+def _hull(intervals: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    lows, highs = zip(*intervals, strict=True)
+    return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+
+
+def _ways(term: Delta, base: torch.dtype, *, alone: bool) -> Iterator[tuple[torch.dtype, bool]]:
+    """(the dtype that Δ is rounded to, whether it is rounded before it is scaled as well); unrounded and alone it is `nearest`'s."""
+    if not alone:
+        yield torch.float32, False
+    for grid in sorted({base, term.dtype} - {torch.float32}, key=str):
+        yield from ((grid, False), (grid, True))
 
 
 def _sum_error(value: Tensor, addend: Tensor) -> Tensor:

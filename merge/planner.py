@@ -13,8 +13,8 @@ from merge.adapters import Adapter
 from merge.catalog import Catalog, Tensor
 from merge.errors import NOTHING_WRITTEN, CheckpointError, MergeError, listing
 from merge.nametable import NameTable
-from merge.operation import Operation, Read, ShardPlan
-from merge.placement import Equal, heads, place
+from merge.operation import Operation, Read, Scale, ShardPlan
+from merge.placement import Equal, Placement, heads, place
 from merge.placement.layers import outline
 from merge.rounding import ROUNDS, RULES
 from merge.shards import MIB, Storage, shard
@@ -157,23 +157,9 @@ def plan(
     placement = place(adapters, table, base, frozenset(base[name].name for name in scales))
     if edits and "architectures" in edits:
         heads.refuse_half(table, placement)
-    target = OUTPUT_DTYPES[options.output_dtype]
     companions = scheme.companions(base, scales) if scheme else frozenset[str]()
-    if target:
-        _refuse_undecodable(base, scales.keys() | companions, options)
-    dropped = companions if target else frozenset[str]()
-    main = main_dtype(tensor for name, tensor in base.items() if name not in companions)
-    dtypes = {main: target, encodings.CODES: target} if target else {}
-    storage = Storage(
-        base,
-        placement.placed,
-        main,
-        dtypes,
-        scales,
-        scheme.suffix if scheme else "",
-        options.block_mib * MIB,
-        options.rounding == "faithful",
-    )
+    dropped = companions if OUTPUT_DTYPES[options.output_dtype] else frozenset[str]()
+    storage = _storage(base, placement, scales, companions, options, scheme)
     new = [name for name in placement.placed if name not in base]
     shards = []
     for catalog, held in zip(catalogs, entries, strict=True):
@@ -189,6 +175,24 @@ def plan(
         literal=not table.known,
         dropped=tuple(sorted(dropped)),
     )
+
+
+def _storage(
+    base: Mapping[str, Tensor],
+    placement: Placement,
+    scales: Mapping[str, Scale],
+    companions: frozenset[str],
+    options: Options,
+    scheme: encodings.Scheme | None,
+) -> Storage:
+    """How every tensor of the output is stored. companions  the tensors that belong to quantised weights: their scales, and the like"""
+    target = OUTPUT_DTYPES[options.output_dtype]
+    if target:
+        _refuse_undecodable(base, scales.keys() | companions, options)
+    main = main_dtype(tensor for name, tensor in base.items() if name not in companions)
+    dtypes = {main: target, encodings.CODES: target} if target else {}
+    suffix, block = scheme.suffix if scheme else "", options.block_mib * MIB
+    return Storage(base, placement.placed, main, dtypes, scales, suffix, block, options.rounding == "faithful")
 
 
 def _refuse_undecodable(base: Mapping[str, Tensor], known: Collection[str], options: Options) -> None:
