@@ -1,5 +1,6 @@
 """One slab made ready to be written: rounded by the chosen rule, encoded, held against what it should be. Memory is the caller's."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,56 +28,70 @@ def store(
 ) -> Sums | None:
     """Round and encode; None if a number has no place in the output's dtype.
 
-    exact  (n, columns)  float32: rows start … of the weight `name`, after every step
+    exact  (n, columns)  float32: rows start … of the weight `name`, after every step; overwritten where the grid has scales
     out    (n, columns)  the output's dtype, overwritten
     """
-    above = 0.0
-    if rule.name == "stochastic":
-        fits = _by_chance(exact, grid, out, start, name, rule.seed, space)
-    elif rule.name == "nearest":
-        fits = _nearest(exact, grid, out, start, space)
-    else:
-        aimed = sum(aim.rows.stop - aim.rows.start for aim in aims)
-        fits = aimed == len(exact) or _nearest(exact, grid, out, start, space)  # rows that nothing aims at
-        for aim in aims:
-            ascent = Ascent(rule.rounds, space)
-            fits = fits and _faithfully(exact, grid, out, start, aim, ascent)
-            above += ascent.above
-    return folded([Sums(above=above), *(_measured(exact, grid, out, start, aim, space) for aim in aims)]) if fits else None
+    slab, found = _Slab(exact, grid, out, start, name, rule, space), []
+    aimed = [aim.rows for aim in aims]
+    for first, last in itertools.pairwise([0, *(end for rows in aimed for end in (rows.start, rows.stop)), len(exact)]):
+        if first < last and slice(first, last) not in aimed and not slab.plainly(slice(first, last)):
+            return None
+    for aim in aims:
+        sums = slab.towards(aim)
+        if sums is None:
+            return None
+        found.append(sums)
+    return folded(found)
 
 
-def _nearest(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, space: Space) -> bool:
-    if grid.scales is None:  # nothing is overwritten, so that nothing is copied
-        return grid.encode(exact, out, start)
-    return all(
-        grid.encode(space.block("low", exact[rows].shape).copy_(exact[rows]), out[rows], start + rows.start)
-        for rows in _strips(*exact.shape)
-    )
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    """What `store` was given. Strips of it are rounded and measured while they are in a core's cache."""
 
+    exact: torch.Tensor
+    grid: Grid
+    out: torch.Tensor
+    start: int
+    name: str
+    rule: Rule
+    space: Space
 
-def _by_chance(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, name: str, seed: int, space: Space) -> bool:
-    floats, fits = Floats(out.dtype, grid.scales), True
-    for rows in _strips(*exact.shape):
-        around = floats.bracket(exact[rows], start + rows.start, space)
-        drawn = draws(seed, name, (start + rows.start) * exact.shape[1], around.low.numel()).view(around.low.shape)
-        fits &= _encoded(around, stochastic(around.past, around.step, drawn), grid, out[rows], start + rows.start)
-    return fits
+    def plainly(self, rows: slice) -> bool:
+        """Rows that nothing aims at: to the nearest. False if a number has no place."""
+        strips = (slice(rows.start + part.start, rows.start + part.stop) for part in _strips(rows.stop - rows.start, self.exact.shape[1]))
+        return all(self.grid.encode(self.exact[strip], self.out[strip], self.start + strip.start) for strip in strips)
 
+    def towards(self, aim: Aim) -> Sums | None:
+        """The rows of one aim by the chosen rule, and what is kept of it; None if a number has no place."""
+        inside, noise, ascent = torch.empty_like(aim.wanted), 0.0, Ascent(self.rule.rounds, self.space)
+        for part, rows in _parts(aim, self.exact):
+            exact, out, first = self.exact[rows], self.out[rows], self.start + rows.start
+            if self.grid.scales:
+                self.grid.scales.divide(exact, first)
+            if not self.grid.encoding.encode(self._rounded(exact, aim, part, first, ascent), out):
+                return None
+            error = self.space.block("low", exact.shape)
+            self.grid.encoding.decode(out, error)
+            error.sub_(exact)
+            if self.grid.scales:
+                self.grid.scales.multiply(error, first)
+            noise += float(torch.linalg.vector_norm(error)) ** 2
+            inside[part] = aim.span.of(part).project(error if aim.whole else error.T)
+        return measure(inside, aim.wanted, noise, ascent.above)
 
-def _encoded(around: Bracket, up: torch.Tensor, grid: Grid, out: torch.Tensor, start: int) -> bool:
-    """The chosen neighbours as they are stored: the sums are codes but for the last bits, and are rounded to them."""
-    if grid.scales:
-        grid.scales.divide(around.step, start)
-    return grid.encoding.encode(around.low.addcmul_(up, around.step), out)
-
-
-def _faithfully(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, aim: Aim, ascent: Ascent) -> bool:
-    floats, fits = Floats(out.dtype, grid.scales), True
-    for part, rows in _parts(aim, exact):
-        first = start + rows.start
-        around = floats.bracket(exact[rows], first, ascent.space)
-        fits &= _encoded(around, _chosen(around, aim, part, ascent), grid, out[rows], first)
-    return fits
+    def _rounded(self, exact: torch.Tensor, aim: Aim, part: slice, first: int, ascent: Ascent) -> torch.Tensor:
+        """What is to be encoded, in units of the scale: the sums are codes but for the last bits, and will be rounded to them."""
+        if self.rule.name == "nearest":
+            return exact
+        around = Floats(self.out.dtype, self.grid.scales).bracket(exact, first, self.space)
+        if self.rule.name == "faithful":
+            up = _chosen(around, aim, part, ascent)
+        else:
+            drawn = draws(self.rule.seed, self.name, first * exact.shape[1], exact.numel()).view(exact.shape)
+            up = stochastic(around.past, around.step, drawn)
+        if self.grid.scales:
+            self.grid.scales.divide(around.step, first)
+        return around.low.addcmul_(up, around.step)
 
 
 def _chosen(around: Bracket, aim: Aim, part: slice, ascent: Ascent) -> torch.Tensor:
@@ -97,18 +112,6 @@ def _parts(aim: Aim, exact: torch.Tensor) -> Iterator[tuple[slice, slice]]:
     high, wide = aim.rows.stop - aim.rows.start, exact.shape[1]
     for part in _strips(high, wide) if aim.whole else (slice(0, high),):
         yield part if aim.whole else slice(None), slice(aim.rows.start + part.start, aim.rows.start + part.stop)
-
-
-def _measured(exact: torch.Tensor, grid: Grid, out: torch.Tensor, start: int, aim: Aim, space: Space) -> Sums:
-    """What is stored, decoded again, less what it should be: strip by strip where rows are whole."""
-    inside, noise = torch.empty_like(aim.wanted), 0.0
-    for part, rows in _parts(aim, exact):
-        error = space.block("low", exact[rows].shape)
-        grid.decode(out[rows], error, start + rows.start)
-        error.sub_(exact[rows])
-        noise += float(torch.linalg.vector_norm(error)) ** 2
-        inside[part] = aim.span.of(part).project(error if aim.whole else error.T)
-    return measure(inside, aim.wanted, noise)
 
 
 def _strips(vectors: int, length: int) -> Iterator[slice]:

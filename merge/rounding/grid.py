@@ -35,9 +35,6 @@ class Scales(Protocol):
     def multiply(self, exact: torch.Tensor, start: int) -> None:
         """Codes become values."""
 
-    def divide(self, exact: torch.Tensor, start: int) -> None:
-        """Values become what is rounded to a code."""
-
 
 @dataclass(frozen=True, slots=True)
 class Floats:
@@ -52,13 +49,12 @@ class Floats:
     scales: Scales | None = None
 
     def bracket(self, exact: torch.Tensor, start: int, space: Space) -> Bracket:
-        """Around rows start … of a tensor, in blocks of `space`. exact  (n, columns)  float32"""
+        """Around rows start … of a tensor, in blocks of `space`. exact  (n, columns)  float32, counted in units of the scale"""
         low, step, past = (space.block(name, exact.shape) for name in ("low", "step", "past"))
         low.copy_(exact)
         if self.dtype == torch.float32:
             return Bracket(low, step.zero_(), past.zero_())
         if self.scales:
-            self.scales.divide(low, start)
             low.view(torch.int32).add_(DOUBTFUL // 2).bitwise_and_(-DOUBTFUL)
         numbers, gaps, rests = low.view(-1), step.view(-1), past.view(-1)
         for first in range(0, len(numbers), STRIP):

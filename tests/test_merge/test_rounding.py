@@ -24,9 +24,6 @@ class Constant:
     def multiply(self, exact: torch.Tensor, _start: int) -> None:
         exact.mul_(self._scale)
 
-    def divide(self, exact: torch.Tensor, _start: int) -> None:
-        exact.div_(self._scale)
-
 
 def numbers(seed: int, rows: int = 4, columns: int = 64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
@@ -39,13 +36,13 @@ def test_a_bracket_holds_its_number_and_grid_points_stay(seed: int, dtype: torch
     scale = 0.37 if scaled and dtype == torch.float8_e4m3fn else 1.0
     floats = Floats(dtype, Constant(scale) if scale != 1 else None)
     exact = numbers(seed)
-    around = floats.bracket(exact.clone(), 0, Space())
+    around = floats.bracket(exact / scale, 0, Space())
     room = exact.abs() * 2.0**-19 if scale != 1 else torch.zeros_like(exact)
     held = exact.abs() <= scale * torch.finfo(dtype).max
     assert bool((around.low * scale <= exact + room)[held].all())
     assert bool((exact <= around.low * scale + around.step + room)[held].all())
     for point in (around.low, (around.low + around.step / scale).to(dtype).float()):
-        again = floats.bracket(point * scale, 0, Space())
+        again = floats.bracket(point * scale / scale, 0, Space())
         torch.testing.assert_close(again.low, point, rtol=0, atol=0, equal_nan=True)
         assert not bool(again.step.nan_to_num().any())
 
