@@ -73,13 +73,13 @@ class Ascent:
 
         Moving element j by d changes ‖e‖² by d·(2·(e·Qᵀ)_j + d·‖Q_j‖²), and the noise by −2·d·threshold_j.
         """
-        change, weight = step.mul_(up.mul_(-2).add_(1)), span.rows.square().sum(0)
+        change, weight = step.mul_(up.mul_(-2).add_(1)), span.weights()
         for _ in range(FLIPS):
             gain = span.carry(2 * error, up).addcmul_(change, weight).mul_(change)
             most, where = gain.min(1, keepdim=True)
             move = change.gather(1, where).mul_((most < 0) & (torch.linalg.vector_norm(error, dim=1, keepdim=True) > goal))
             self.above -= 2 * float((move * threshold.gather(1, where)).sum())
-            error = error + move * span.columns[where.squeeze(1)]
+            error = error + move * span.elements(where)
             change.scatter_(1, where, torch.where(move == 0, change.gather(1, where), -move))
         torch.lt(change, 0, out=up)
         change.abs_()

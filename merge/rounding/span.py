@@ -43,6 +43,16 @@ class Span:
             out.addcmul_(coordinates[:, k:], self.own)
         return out
 
+    def elements(self, where: torch.Tensor) -> torch.Tensor:
+        """Coordinates of a one in one column of each row. where  (n, 1)  int64 → (n, k), or (n, k + 1)"""
+        common = self.columns[where.squeeze(1)]
+        return common if self.own is None else torch.cat([common, self.own.gather(1, where)], 1)
+
+    def weights(self) -> torch.Tensor:
+        """The squared lengths of those coordinates, for every column: (columns,), or (n, columns)"""
+        common = self.rows.square().sum(0)
+        return common if self.own is None else self.own.square().add_(common)
+
     def completed(self, delta: torch.Tensor) -> tuple["Span", torch.Tensor]:
         """Made whole for deltas that leave it, and their coordinates: each row gets the direction of what is left of its own.
 

@@ -138,6 +138,24 @@ def test_flips_are_paid_for_in_the_noise_above_the_floor(monkeypatch: pytest.Mon
     assert flipped.noise - flipped.above == pytest.approx(plain.noise - plain.above, rel=1e-5)  # the floor is the multiplier's
 
 
+def test_a_row_keeps_the_part_of_its_delta_that_no_adapter_reads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(32, 256, generator=generator).bfloat16().float()
+    delta = 2e-3 * torch.randn(32, 256, generator=generator)
+    span, wanted = Span.of_columns(basis(torch.randn(4, 256, generator=generator))[0]).completed(delta)
+    torch.testing.assert_close(span.carry(wanted, torch.empty(32, 256)), delta, atol=1e-8, rtol=1e-5)
+    exact, ascent = weight + delta, Ascent(8, Space())
+    around = Floats(torch.bfloat16).bracket(exact, 0, ascent.space)
+    low, step = around.low.clone(), around.step.clone()
+    error = low + ascent.choose(around.past, around.step, span, wanted) * step - exact
+    near = exact.bfloat16().float() - exact
+    assert float(span.project(error).norm()) < float(span.project(near).norm()) / 4
+    where = torch.arange(32).unsqueeze(1)
+    ones = torch.zeros(32, 256).scatter_(1, where, 1.0)
+    torch.testing.assert_close(span.elements(where), span.project(ones))
+    torch.testing.assert_close(span.weights().gather(1, where), span.project(ones).square().sum(1, keepdim=True))
+
+
 @pytest.mark.parametrize("rank", [1, 3, 8])
 def test_a_basis_knows_the_directions_that_it_was_made_of(rank: int) -> None:
     directions = numbers(0, rank, 64)
