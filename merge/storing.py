@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from merge.encodings import Grid
+from merge.encodings import BlockScales, Grid
 from merge.fidelity import Sums, folded, measure
 from merge.rounding import ROUNDS, Ascent, Bracket, Floats, Space, draws, stochastic
 from merge.subspace import Aim
@@ -64,54 +64,76 @@ class _Slab:
     def towards(self, aim: Aim) -> Sums | None:
         """The rows of one aim by the chosen rule, and what is kept of it; None if a number has no place."""
         inside, noise, ascent = torch.empty_like(aim.wanted), 0.0, Ascent(self.rule.rounds, self.space)
-        for part, rows in _parts(aim, self.exact):
-            exact, out, first = self.exact[rows], self.out[rows], self.start + rows.start
-            if self.grid.scales:
-                self.grid.scales.divide(exact, first)
-            if not self.grid.encoding.encode(self._rounded(exact, aim, part, first, ascent), out):
+        for piece in self._pieces(aim):
+            exact, stored, first = piece.exact, piece.stored, self.start + piece.rows.start
+            if piece.scales:
+                piece.scales.divide(exact, first)
+            if not self.grid.encoding.encode(self._rounded(piece, aim, first, ascent), stored):
                 return None
             error = self.space.block("low", exact.shape)
-            self.grid.encoding.decode(out, error)
+            self.grid.encoding.decode(stored, error)
             error.sub_(exact)
-            if self.grid.scales:
-                self.grid.scales.multiply(error, first)
+            if piece.scales:
+                piece.scales.multiply(error, first)
             noise += float(torch.linalg.vector_norm(error)) ** 2
-            inside[part] = aim.span.of(part).project(error if aim.whole else error.T)
+            inside[piece.vectors] = aim.span.of(piece.vectors).project(error if aim.whole else error.T)
+            if not aim.whole:
+                self.out[piece.rows, piece.vectors].copy_(stored)
         return measure(inside, aim.wanted, noise, ascent.above)
 
-    def _rounded(self, exact: torch.Tensor, aim: Aim, part: slice, first: int, ascent: Ascent) -> torch.Tensor:
+    def _pieces(self, aim: Aim) -> Iterator["_Piece"]:
+        """Strips of the vectors that an aim must keep whole: rows as they lie, or columns of whole blocks, copied side by side."""
+        rows, (high, wide), scales = aim.rows, self.exact[aim.rows].shape, self.grid.scales
+        if aim.whole:
+            for part in _strips(high, wide):
+                here = slice(rows.start + part.start, rows.start + part.stop)
+                yield _Piece(self.exact[here], self.out[here], scales, here, part)
+            return
+        width = scales.width if scales and scales.values.shape[1] > 1 else 1
+        for part in _strips(-(-wide // width), high * width):
+            columns = slice(part.start * width, min(part.stop * width, wide))
+            exact = self.exact[rows, columns]
+            copied = self.space.block("piece", exact.shape).copy_(exact)
+            if scales and width > 1:
+                within = torch.zeros(scales.values.shape[1], dtype=torch.bool)
+                within[part] = True
+                yield _Piece(copied, torch.empty(exact.shape, dtype=self.out.dtype), scales.across(within), rows, columns)
+            else:
+                yield _Piece(copied, torch.empty(exact.shape, dtype=self.out.dtype), scales, rows, columns)
+
+    def _rounded(self, piece: "_Piece", aim: Aim, first: int, ascent: Ascent) -> torch.Tensor:
         """What is to be encoded, in units of the scale: the sums are codes but for the last bits, and will be rounded to them."""
+        exact = piece.exact
         if self.rule.name == "nearest":
             return exact
-        around = Floats(self.out.dtype, self.grid.scales).bracket(exact, first, self.space)
+        around = Floats(self.out.dtype, piece.scales).bracket(exact, first, self.space)
         if self.rule.name == "faithful":
-            up = _chosen(around, aim, part, ascent)
+            up = self._chosen(around, aim, piece.vectors, ascent)
         else:
             drawn = draws(self.rule.seed, self.name, first * exact.shape[1], exact.numel()).view(exact.shape)
             up = stochastic(around.past, around.step, drawn)
-        if self.grid.scales:
-            self.grid.scales.divide(around.step, first)
+        if piece.scales:
+            piece.scales.divide(around.step, first)
         return around.low.addcmul_(up, around.step)
 
-
-def _chosen(around: Bracket, aim: Aim, part: slice, ascent: Ascent) -> torch.Tensor:
-    """1 where the upper neighbour is chosen. Columns that must stay whole are copied to rows, a few at a time."""
-    if aim.whole:
-        return ascent.choose(around.past, around.step, aim.span.of(part), aim.wanted[part])
-    for columns in _strips(*around.past.T.shape):
-        past, step = (
-            ascent.space.block(name, turned.shape).copy_(turned)
-            for name, turned in (("turned past", around.past.T[columns]), ("turned step", around.step.T[columns]))
-        )
-        around.past.T[columns] = ascent.choose(past, step, aim.span.of(columns), aim.wanted[columns])
-    return around.past
+    def _chosen(self, around: Bracket, aim: Aim, vectors: slice, ascent: Ascent) -> torch.Tensor:
+        """1 where the upper neighbour is chosen."""
+        past, step = around.past, around.step
+        if not aim.whole:
+            past, step = (self.space.block(name, b.T.shape).copy_(b.T) for name, b in (("turned past", past), ("turned step", step)))
+        up = ascent.choose(past, step, aim.span.of(vectors), aim.wanted[vectors])
+        return up if aim.whole else around.past.copy_(up.T)
 
 
-def _parts(aim: Aim, exact: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    """(vectors of the aim, rows of the slab) that are worked on together: strips, or all of it where columns are whole."""
-    high, wide = aim.rows.stop - aim.rows.start, exact.shape[1]
-    for part in _strips(high, wide) if aim.whole else (slice(0, high),):
-        yield part if aim.whole else slice(None), slice(aim.rows.start + part.start, aim.rows.start + part.stop)
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What is worked on together: numbers, where their codes go, and the scales of both. rows, vectors  of the slab, and of the aim"""
+
+    exact: torch.Tensor
+    stored: torch.Tensor
+    scales: BlockScales | None
+    rows: slice
+    vectors: slice
 
 
 def _strips(vectors: int, length: int) -> Iterator[slice]:
