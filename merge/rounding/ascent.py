@@ -20,7 +20,7 @@ from merge.rounding.span import Span
 
 LEAST, MOST = 0.3, 50.0  # of a row's pace; 1 is right where t is spread evenly between its neighbours
 ENOUGH = 0.02  # subspace error at which a block is done. |retention − 1| ≤ subspace error (Cauchy, Schwarz), so 2 % is all it can miss
-FLIPS = 2  # passes after the rounds, of one element a row: a third takes off less error than it adds noise (merge/DECISIONS.md)
+FLIPS = 2  # passes after the rounds, of one element a row; with more of them retention falls below 1 again (merge/DECISIONS.md)
 SHORTEST = 1e-30  # of a gradient: divided by, and smaller than any that a weight has
 SAMPLED, STRIP = 8, 128  # of every eight strips of columns, one; as wide as a quantiser's block
 AMOUNTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.4, 2.0, 3.0)  # ‖Q·μ‖ per column, in mean grid steps
