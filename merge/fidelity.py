@@ -39,10 +39,10 @@ class Sums:
 _VALUES = attrgetter(*(field.name for field in fields(Sums)))
 
 
-def measure(inside: torch.Tensor, wanted: torch.Tensor, noise: float) -> Sums:
-    """Of some vectors of a weight: (Δ' − Δ)·Q and Δ·Q, both (n, k) float32, and ‖Δ' − Δ‖²."""
+def measure(inside: torch.Tensor, wanted: torch.Tensor, noise: float, above: float) -> Sums:
+    """Of some vectors of a weight: (Δ' − Δ)·Q and Δ·Q, both (n, k) float32, and ‖Δ' − Δ‖²; `above` as in `Sums`."""
     inside, wanted = inside.double().flatten(), wanted.double().flatten()
-    return Sums(float(inside.dot(wanted)), float(wanted.dot(wanted)), noise, float(inside.dot(inside)))
+    return Sums(float(inside.dot(wanted)), float(wanted.dot(wanted)), noise, float(inside.dot(inside)), above)
 
 
 def folded(sums: Iterable[Sums]) -> Sums:

@@ -21,8 +21,6 @@ from merge.shards import MIB, Storage, shard
 
 OUTPUT_DTYPES: Mapping[str, str | None] = {"same": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 COUNTED = {"copy": "copied", "merge": "merged", "replace": "replaced", "convert": "converted", "scale": "scales"}
-IMPORTS = 360 * MIB  # resident once torch and transformers are imported and the meta model is built, measured on Linux x86-64
-PLANNED = 4096  # bytes per operation in memory, journal entries included, measured on a 46,183-tensor plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +95,6 @@ class Plan:
     def weight_map(self) -> dict[str, str]:
         """Tensor → shard, sorted by tensor."""
         return dict(sorted((operation.target.name, shard.file) for shard in self.shards for operation in shard.operations))
-
-    def memory(self, workers: int) -> int:
-        """Forecast of the peak resident bytes: the imports, the plan itself, per worker a slab as it is stored and in float32 with the
-        factors of the widest operation, and beside them what the look at the adapter left behind: two pairs of factors as they are
-        stored, the widest in float64 with their transposes, and four slabs in float64."""
-        slab = max((_slab_bytes(operation) for operation in self.operations), default=0)
-        factors = max((_factor_bytes(operation) for operation in self.operations), default=0)
-        return IMPORTS + PLANNED * sum(1 for _ in self.operations) + workers * (slab + factors) + 3 * factors + 5 * slab
 
     @cached_property
     def digest(self) -> str:
@@ -212,16 +202,3 @@ def main_dtype(tensors: Iterable[Tensor]) -> str:
         if encodings.of(tensor):
             held[tensor.dtype] += tensor.elements
     return max(sorted(held), key=lambda dtype: held[dtype], default="")
-
-
-def _slab_bytes(operation: Operation) -> int:
-    """Stored bytes in and out, and the float32 twin, of one slab."""
-    target, read = operation.target, operation.reads[0].tensor
-    share = operation.cut.height / max(1, operation.cut.length)
-    return int(min(1.0, share) * (read.size + target.size + (0 if operation.verbatim else 8 * read.elements)))
-
-
-def _factor_bytes(operation: Operation) -> int:
-    """The adapter's factors as they are stored and as float32; experts share one stored tensor."""
-    reads = {(read.index, read.tensor.file, read.tensor.start): read.tensor for part in operation.parts for read in part.reads}
-    return sum(tensor.size + 4 * tensor.elements for tensor in reads.values())
