@@ -20,7 +20,7 @@ from merge.task import Merge
 SAMPLED = 8  # weights of which one slab is looked at
 IMPORTS = 305 * MIB  # resident once torch and transformers are imported and the meta model is built, measured on Linux x86-64
 PLANNED = 4096  # bytes per operation in memory, journal entries included, measured on a 46,183-tensor plan
-STRIPS = {"nearest": 4, "stochastic": 28, "faithful": 32}  # bytes per element of a strip: the float32 blocks of merge/storing.py
+STRIPS = {"nearest": 8, "stochastic": 28, "faithful": 32}  # bytes per element of a strip: the float32 blocks of merge/storing.py
 MEASURED = 20  # bytes per element of a slab whose Δ is no plain product: the base's numbers, Δ, and what is left of it outside Q
 READ, WRITTEN = 32, 12  # bytes per element of A and of B beside the file's: float32, both layouts of Q, two float64; float32, Δ·Q
 
