@@ -19,7 +19,7 @@ ROLES: Mapping[str, re.Pattern[str]] = {
     for role, names in {
         "vocabulary": r"\w*vocab_size\w*",
         "head": r"\w*head_dim|head_size|d_kv|kv_channels|rotary_dim|mrope_section",
-        "heads": r"num_\w*heads|\w*attention_heads|n_heads?|\w+_n_heads|multi_query_group_num",
+        "heads": r"\w*num_\w*heads|\w*attention_heads|n_heads?|\w+_n_heads|multi_query_group_num",
         "width": r"\w*hidden_size\w*|hidden_dim|n_embd|d_model|dim|d_ff|n_inner|\w*ffn\w*_(dim|size)|\w*intermediate_size\w*|\w*lora_rank"
         r"|\w*embed_dim|embedding_size|\w*proj(ection|ector)?_(input_|output_)?dim|vision_output_dim",
         "positions": r"n_positions|n_ctx|max_position_embeddings|max_\w+_positions",
