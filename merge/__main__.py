@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from merge.commands import merging, trying
+from merge.commands import merging, rehearsing, trying
 from merge.errors import MergeError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 for command in (merging.run, merging.plan, merging.status, merging.clean):
     app.command()(command)
+app.command()(rehearsing.rehearse)
 app.command("proxy")(trying.proxy)
 app.command("proxy-adapter")(trying.proxy_adapter)
 app.command("support")(trying.support)

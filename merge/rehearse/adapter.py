@@ -13,24 +13,17 @@ from merge.rehearse.shapes import Shape, Shapes
 TOKENS = 64  # trained rows of an embedding that are kept
 
 
-class Ranks:
-    """Distinct ranks become distinct small ones, in their order: 8, 16, 64 → 2, 3, 4."""
-
-    def __init__(self, ranks: Iterable[int]) -> None:
-        self._small = {rank: min(rank, place) for place, rank in enumerate(sorted(set(ranks)), 2)}
-
-    def __getitem__(self, rank: int) -> int:
-        return self._small[rank]
+Ranks = Mapping[int, int]  # of the real adapter → of the twin's
 
 
 def ranks(adapters: Iterable[Adapter], shapes: Shapes) -> Ranks:
-    """Every rank that the adapters have or name."""
+    """Every rank that the adapters have or name: distinct ones become distinct small ones, in their order: 8, 16, 64 → 2, 3, 4."""
     found: list[int] = []
     for adapter in adapters:
         found += [adapter.settings.rank, *adapter.settings.rank_pattern.values()]
         found += [c.a.shape[0] for c in adapter.contributions if isinstance(c, Addition)]
         found += [c.a.shape[0] // experts(c, shapes) for c in adapter.contributions if isinstance(c, Stacked)]
-    return Ranks(found)
+    return {rank: min(rank, place) for place, rank in enumerate(sorted(set(found)), 2)}
 
 
 def experts(stacked: Stacked, shapes: Shapes) -> int:
