@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,9 @@ from typing import Any
 import torch
 import xxhash
 
+from merge.catalog import Tensor
 from merge.operation import Operation, Part, Read
+from merge.rehearse.imagined import Imagined, is_hollow
 from merge.runners import numbers
 from merge.runners.inputs import Buffers, Factors, Inputs, memory_of
 from merge.runners.local import made
@@ -40,6 +42,7 @@ class Pace:
     """Seconds of one merge, part by part: what comes before the first shard, work, and the disk that takes what was made.
 
     disk_rate  bytes per second that become durable      tried  bytes that were worked on to know it
+    imagined   only headers were there: the numbers that were worked on are made up
     """
 
     before: float
@@ -47,6 +50,7 @@ class Pace:
     disk: float
     disk_rate: float
     tried: int
+    imagined: bool
 
     @property
     def seconds(self) -> float:
@@ -86,7 +90,7 @@ def measure(work: Merge, room: Path, *, workers: int, planned: float) -> Pace:
         seconds = sum(_spent(operations, work, inputs, scratch, pool, workers) for operations in kinds)
         tried = scratch.place
     rate = _durable(room)
-    return Pace(before, seconds, work.disk / rate, rate, tried)
+    return Pace(before, seconds, work.disk / rate, rate, tried, isinstance(inputs.base, Imagined))
 
 
 @contextmanager
@@ -102,12 +106,18 @@ def _scratch(room: Path) -> Iterator[_Scratch]:
 
 @contextmanager
 def _inputs(work: Merge) -> Iterator[Inputs]:
-    base, adapters = Reader(work.base), tuple(Reader(folder) for folder in work.adapters)
+    held = [[tensor for catalog in work.catalogs for tensor in catalog.tensors], *(adapter.tensors.values() for adapter in work.opened)]
+    readers = [_reader(folder, tensors) for folder, tensors in zip((work.base, *work.adapters), held, strict=True)]
     try:
-        yield Inputs(base, adapters)
+        yield Inputs(readers[0], tuple(readers[1:]))
     finally:
-        for reader in (base, *adapters):
+        for reader in readers:
             reader.close()
+
+
+def _reader(folder: Path, tensors: Collection[Tensor]) -> Reader:
+    hollow = is_hollow(folder, (tensor.file for tensor in tensors))
+    return Imagined(folder, tensors) if hollow else Reader(folder)
 
 
 def _looking(work: Merge, inputs: Inputs) -> float:

@@ -91,7 +91,8 @@ def _time(own: Forecast) -> Text:
     pace = own.pace
     slower = f"the disk takes {_span(pace.disk)}" if pace.disk > pace.work else f"the work takes {_span(pace.work)}"
     text = Text(f"about {_span(pace.seconds)}: {_span(pace.before)} before the first shard, then {slower}")
-    text.append(f"\nby slabs of this merge on this machine, and a disk that stores {human(pace.disk_rate)} a second", "dim")
+    slabs = "made-up slabs of these shapes, since only headers are here," if pace.imagined else "slabs of this merge"
+    text.append(f"\nby {slabs} on this machine, and a disk that stores {human(pace.disk_rate)} a second", "dim")
     return text
 
 

@@ -19,7 +19,7 @@ from merge.side_files import CONFIG
 from merge.task import Merge
 
 LIMIT = 50_000_000  # bytes of base and adapters together
-QUICK = 8_000_000  # bytes of numbers that are merged and judged within seconds
+QUICK, EACH = 8_000_000, 256  # bytes of numbers that are merged and judged within seconds: of all tensors, and more for each of many
 FACTORS = (*(2**power for power in range(1, 13)), 1)  # what widths are divided by; 1 where nothing else fits
 BLOCKS = (64, 32, 16, 8, 4)  # heights of the twin's blocks of scales
 
@@ -61,12 +61,13 @@ class Studio:
         self.headers = sum(len(catalog.header) for catalog in work.catalogs)
 
     def best(self) -> Sketch:
-        """The gentlest cut that is quick, or else one that is small enough; raises MergeError where there is none."""
+        """The gentlest cut that is small enough; raises MergeError where there is none."""
         problems: dict[str, None] = {}
-        found = [sketch for factor in self._factors() for sketch in self._of(factor, problems) if sketch.size <= LIMIT]
-        quick = [sketch for sketch in found if sketch.numbers <= QUICK]
-        if quick or found:
-            return quick[0] if quick else min(found, key=lambda sketch: sketch.size)
+        for factor in self._factors():
+            for sketch in self._of(factor, problems):
+                if sketch.numbers <= QUICK + EACH * len(self.tensors) and sketch.size <= LIMIT:
+                    return sketch
+                problems.setdefault(f"widths divided by {factor}: {sketch.size:,} bytes, which is too much")
         raise MergeError(
             f"no twin of {self.work.base} below {LIMIT // 1_000_000} MB can be made: its dimensions cannot be cut so that they still fit\n"
             f"{listing(list(problems))}\n{NOTHING_WRITTEN}"
@@ -75,11 +76,11 @@ class Studio:
     def _factors(self) -> Iterator[int]:
         """Those that can be enough: a matrix shrinks by their square."""
         total = sum(tensor.size for tensor in self.tensors.values())
-        return (factor for factor in FACTORS if total / factor**2 < 16 * LIMIT)
+        return (factor for factor in FACTORS if total / factor**2 < 2 * LIMIT)
 
     def _of(self, factor: int, problems: dict[str, None]) -> list[Sketch]:
         """The best sketch of one factor: quantised weights keep their kinds of blocks where any height of a block lets them."""
-        units = [EVEN] if self.block == 1 else [unit for unit in BLOCKS if unit * factor <= 2 * self.block] if factor > 1 else [self.block]
+        units = [EVEN] if self.block == 1 else self._units(factor)
         sketches = []
         for unit in units:
             try:
@@ -87,6 +88,12 @@ class Studio:
             except MergeError as error:
                 problems.setdefault(f"widths divided by {factor}: {str(error).splitlines()[0]}")
         return sorted(sketches, key=lambda sketch: sketch.bent)[:1]
+
+    def _units(self, factor: int) -> list[int]:
+        """Heights of the small blocks that may keep several where there are several."""
+        if factor == 1:
+            return [self.block]
+        return [unit for unit in BLOCKS if unit * factor <= 2 * self.block] or [BLOCKS[-1]]
 
     def _sketch(self, factor: int, unit: int) -> Sketch:
         """Raises MergeError where transformers cannot build the small model, or equal dimensions become different ones, or the reverse."""
