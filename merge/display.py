@@ -138,7 +138,7 @@ def summary(manifest: Manifest, sample: dict[str, Any], *, whole_seconds: float,
     total = sum(tensors.values())
     resumed = f", {human(sample['resumed_bytes'])} of it by an earlier run" if sample["resumed_bytes"] else ""
     lines = [
-        f"Merged.  {total:,} tensors: {_counted(tensors)}.",
+        f"Merged.  {total:,} tensors: {counted(tensors)}.",
         f"         {manifest.adapter_tensors:,} of {manifest.adapter_tensors:,} adapter tensors consumed.",
         f"         {human(sample['bytes'])} in {len(manifest.shards)} shards{resumed}.",
         f"         {sample['seconds']:.1f} s merging, {whole_seconds:.1f} s in all; peak memory {human(sample['peak_rss'])}.",
@@ -169,7 +169,7 @@ def _kept(manifest: Manifest) -> list[str]:
     return lines
 
 
-def _counted(tensors: Mapping[str, int]) -> str:
+def counted(tensors: Mapping[str, int]) -> str:
     """What happens to how many tensors."""
     words = {"merged": "merged", "replaced": "replaced", "copied": "carried byte for byte"}
     words |= {"converted": "in another dtype", "scales": "scales of merged weights"}
@@ -178,13 +178,14 @@ def _counted(tensors: Mapping[str, int]) -> str:
 
 def certify_command(work: Merge) -> str:
     """The complete command that has the result judged."""
-    parts = [f"--base={work.base}", *(f"--adapter={folder}" for folder in work.adapters), *(f"--weight={w}" for w in work.weights)]
-    told = [
-        f"--merged={work.out}",
-        f"--criterion={CRITERIA.get(work.plan.options.rounding, 'nearest')}",
-        f"--output-dtype={work.options.output_dtype}",
-    ]
-    return shlex.join(["lora-certify", "run", *parts, *told])
+    return shlex.join(["lora-certify", "run", *certify_options(work)])
+
+
+def certify_options(work: Merge) -> list[str]:
+    """What the gate must be told of a merge."""
+    inputs = [f"--base={work.base}", *(f"--adapter={folder}" for folder in work.adapters), *(f"--weight={w}" for w in work.weights)]
+    criterion = CRITERIA.get(work.plan.options.rounding, "nearest")
+    return [*inputs, f"--merged={work.out}", f"--criterion={criterion}", f"--output-dtype={work.options.output_dtype}"]
 
 
 def forecast(work: Merge, *, memory_bytes: int, kept: tuple[float, float] | None) -> str:
@@ -192,7 +193,7 @@ def forecast(work: Merge, *, memory_bytes: int, kept: tuple[float, float] | None
     plan, files = work.plan, work.side_files
     counts = plan.counts
     lines = [
-        f"{sum(counts.values()):,} tensors in {len(plan.shards)} shards: {_counted(counts)}.",
+        f"{sum(counts.values()):,} tensors in {len(plan.shards)} shards: {counted(counts)}.",
         f"{plan.adapter_tensors:,} of {plan.adapter_tensors:,} adapter tensors have their place.",
         f"Disk   {human(work.disk)} ({work.disk:,} bytes), {len(files.origins)} side files included.",
         f"Memory about {human(memory_bytes)} at the peak.",

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from merge import encodings, journal, manifest, output, side_files
+from merge import journal, manifest, output
 from merge.errors import NOTHING_WRITTEN, MergeError, OutputError, WriteError
 from merge.manifest import MANIFEST, Manifest
 from merge.monitor import Monitor
@@ -14,7 +14,7 @@ from merge.runners import numbers
 from merge.runners.inputs import Inputs
 from merge.runners.local import LocalRunner, matches, single_threaded
 from merge.sink import Sink
-from merge.source import INDEX, Reader
+from merge.source import Reader
 from merge.storing import Rule
 from merge.task import Merge
 
@@ -99,15 +99,10 @@ def _shards(
 
 def _beside(merge: Merge, sink: Sink) -> None:
     """Index and side files; the manifest comes after them."""
-    made, files = merge.plan, merge.side_files
-    if (merge.base / INDEX).exists():
-        sink.whole(INDEX, side_files.index(made.weight_map, made.total_size, merge.base / INDEX))
-    for name, source in files.sources.items():
+    for name, source in merge.side_files.sources.items():
         sink.carry(name, source)
-    if files.origins.get(side_files.CONFIG) == "written":
-        path = merge.base / side_files.CONFIG
-        sink.whole(side_files.CONFIG, side_files.config(path, merge.options.output_dtype, made.edits, encodings.DECLARED_IN))
-    sink.whole(side_files.CARD, side_files.card(merge.base, merge.adapters, made.counts))
+    for name, data in merge.written.items():
+        sink.whole(name, data)
 
 
 def _refuse_damaged(merge: Merge) -> None:

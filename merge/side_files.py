@@ -57,7 +57,7 @@ def survey(base: Path, adapters: Iterable[Path], shards: Iterable[str], *, new_c
     sources = {name: path for name, path in present.items() if name not in weights and name not in stale and name not in OURS}
     origins = dict.fromkeys(sources, "base")
     for adapter in adapters:
-        own = _tokenizer(adapter)
+        own = tokenizer(adapter)
         if own:
             sources = {name: path for name, path in sources.items() if name not in TOKENIZER} | own
             origins = {name: kind for name, kind in origins.items() if name not in TOKENIZER} | dict.fromkeys(own, "adapter")
@@ -68,7 +68,7 @@ def survey(base: Path, adapters: Iterable[Path], shards: Iterable[str], *, new_c
     return SideFiles(dict(sorted(origins.items())), dict(sorted(carried.items())), stale)
 
 
-def _tokenizer(folder: Path) -> dict[str, Path]:
+def tokenizer(folder: Path) -> dict[str, Path]:
     """The files of a folder's tokenizer, if it holds a complete one."""
     own = {name: folder / name for name in TOKENIZER if (folder / name).is_file()}
     return own if "tokenizer_config.json" in own and any(name in own for name in VOCABULARIES) else {}
@@ -76,7 +76,7 @@ def _tokenizer(folder: Path) -> dict[str, Path]:
 
 def _refuse_two_tokenizers(adapters: tuple[Path, ...]) -> None:
     """Raises AdapterError where two adapters bring tokenizers of their own that differ: one checkpoint has one."""
-    brought = [(adapter, found) for adapter in adapters if (found := _tokenizer(adapter))]
+    brought = [(adapter, found) for adapter in adapters if (found := tokenizer(adapter))]
     for other, files in brought[1:]:
         first, own = brought[0]
         names = sorted(own.keys() | files.keys())

@@ -140,6 +140,17 @@ class Merge:
         }
 
     @property
+    def written(self) -> dict[str, bytes]:
+        """The files beside the shards that are written anew, the manifest aside: index, config.json where it changes, model card."""
+        made, path = self.plan, self.base / side_files.CONFIG
+        found = {}
+        if (self.base / source.INDEX).exists():
+            found[source.INDEX] = side_files.index(made.weight_map, made.total_size, self.base / source.INDEX)
+        if self.side_files.origins.get(side_files.CONFIG) == "written":
+            found[side_files.CONFIG] = side_files.config(path, self.options.output_dtype, made.edits, encodings.DECLARED_IN)
+        return found | {side_files.CARD: side_files.card(self.base, self.adapters, made.counts)}
+
+    @property
     def disk(self) -> int:
         """Bytes that the finished output will occupy, small written files aside."""
         return self.plan.size + sum(path.stat().st_size for path in self.side_files.sources.values())

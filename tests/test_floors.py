@@ -28,6 +28,8 @@ FLOORS = [  # the bottom first; modules of one set may import each other only wi
     {"task"},
     {"output"},
     {"engine", "display", "forecast", "proxies"},
+    {"rehearse"},
+    {"commands"},
     {"__main__"},
 ]
 PURE = {"names", "adapters", "encodings", "rounding", "placement", "planner", "shards", "arithmetic", "subspace", "fidelity", "storing"}

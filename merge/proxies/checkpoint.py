@@ -64,7 +64,7 @@ def make_checkpoint(family: str, out: Path, *, layers: int | None = None, seed: 
     _write_json(out / "config.json", made.config)
     ids = {"bos_token_id": 256, "eos_token_id": 257}
     _write_json(out / "generation_config.json", {"_from_model_config": True, **ids, "do_sample": True, "temperature": 0.6})
-    _write_tokenizer(out)
+    write_tokenizer(out)
     (out / "README.md").write_text(f"---\nlicense: mit\n---\n# proxy of {family}\n\nRandom weights in the real structure, seed {seed}.\n")
     for path in out.iterdir():
         path.chmod(0o644)
@@ -125,7 +125,7 @@ def _write_shards(out: Path, family: Family, values: Iterator[tuple[str, torch.T
     return weight_map, total
 
 
-def _write_tokenizer(out: Path) -> None:
+def write_tokenizer(out: Path) -> None:
     """Bytes as tokens 0…255, then the specials."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = tokenizers.Tokenizer(models.BPE(vocab={symbol: number for number, symbol in enumerate(alphabet)}, merges=[]))

@@ -94,15 +94,9 @@ class LocalRunner:
 
     def _slab(self, job: Job, start: int, stop: int, buffers: "Buffers", descriptor: int) -> tuple[str, fidelity.Sums | None]:
         """Read, work on and write one slab; its checksum, and what was kept of Δ where there is one."""
-        operation, sums = job.operation, None
-        if operation.kind == "scale":
-            raw = _scales(operation, job.factors, buffers)
-        elif operation.verbatim:
-            raw = buffers.read(self._inputs, operation, start, stop)
-        else:
-            raw, sums = _computed(operation, job.factors, start, stop, buffers, self._rule)
+        raw, sums = made(job.operation, job.factors, start, stop, buffers, self._inputs, self._rule)
         data = memory_of(raw)
-        place, _ = operation.slabs.span(operation.target, start, stop)
+        place, _ = job.operation.slabs.span(job.operation.target, start, stop)
         self._sink.write(descriptor, data, place)
         self._monitor.wrote(len(data))
         return xxhash.xxh3_64_hexdigest(data), sums
@@ -117,6 +111,17 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def made(
+    operation: Operation, factors: Factors, start: int, stop: int, buffers: Buffers, inputs: Inputs, rule: storing.Rule
+) -> tuple[torch.Tensor, fidelity.Sums | None]:
+    """The bytes of one slab of the target, in the thread's memory, and what was kept of Δ where there is one."""
+    if operation.kind == "scale":
+        return _scales(operation, factors, buffers), None
+    if operation.verbatim:
+        return buffers.read(inputs, operation, start, stop), None
+    return _computed(operation, factors, start, stop, buffers, rule)
 
 
 def matches(shard: ShardPlan, record: ShardRecord, written: Reader) -> bool:

@@ -1,0 +1,95 @@
+"""A rehearsal from beginning to end: foretell the real merge, make the twin, merge it, have it judged, and see that a defect is caught."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from merge import engine
+from merge.monitor import Monitor
+from merge.rehearse import gate, twin
+from merge.rehearse.forecast import Forecast, forecast
+from merge.rehearse.gate import Judgement, Judging
+from merge.rehearse.twin import Twin
+from merge.task import Merge
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of it.
+
+    merging    seconds that the twin's merge took
+    sound      what the gate said of the twin's merge
+    lost       the weight that was left unmerged in a copy      spoiled  what the gate said of that copy
+    """
+
+    real: Merge
+    foretold: Forecast
+    twin: Twin
+    merging: float
+    sound: Judgement
+    lost: str
+    spoiled: Judgement
+    seconds: float
+
+    @property
+    def caught(self) -> bool:
+        """True where the gate rejected the copy, and named the weight."""
+        return self.spoiled.verdict == "REJECTED" and self.lost in self.spoiled.rejected
+
+    @property
+    def passed(self) -> bool:
+        return self.sound.verdict == "CERTIFIED" and self.caught
+
+    def to_json(self) -> dict[str, Any]:
+        """As data."""
+        sketch = self.twin.sketch
+        cut = {
+            "factor": sketch.cut.factor,
+            "widths": {str(n): small for n, small in sketch.cut.widths.items()},
+            "ranks": dict(sketch.ranks),
+        }
+        return {
+            "passed": self.passed,
+            "twin": {
+                "bytes": self.twin.size,
+                "tensors": self.twin.work.plan.counts,
+                "other_blocks": sketch.bent,
+                "merge_seconds": self.merging,
+                **cut,
+            },
+            "gate": asdict(self.sound),
+            "defect": {"unmerged": self.lost, "caught": self.caught, **asdict(self.spoiled)},
+            "forecast": self.foretold.to_json(),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def rehearse(real: Merge, room: Path, disk: Path, say: Say, *, workers: int, planned: float, weights: int, seed: int = 0) -> Rehearsal:
+    """room  takes the twin and the gate's reports      disk  a folder where the real output will lie      weights  real ones to be tried
+
+    Raises MergeError where the real merge would be refused, or no twin of it can be made.
+    """
+    began = time.monotonic()
+    say("measuring this machine on slabs of the real merge")
+    foretold = forecast(real, disk, workers=workers, planned=planned, weights=weights)
+    say("making the twin")
+    small = twin.make(real, room, seed=seed)
+    say("merging the twin")
+    before = time.monotonic()
+    engine.run(small.work, Monitor(), workers=workers)
+    merging = time.monotonic() - before
+    spoiled = replace(small.work, out=room / "merged-with-a-defect")
+    lost = gate.spoil(small.work, spoiled.out)
+    level = gate.level(small.work)
+    say(f"the gate judges the twin's merge ({level}), and a copy with a defect")
+    judging = [Judging(small.work, room / "report", level), Judging(spoiled, room / "report-of-the-defect", "weights")]
+    try:
+        verdicts = [process.end() for process in judging]
+    finally:
+        for process in judging:
+            process.stop()
+    return Rehearsal(real, foretold, small, merging, verdicts[0], lost, verdicts[1], planned + time.monotonic() - began)
