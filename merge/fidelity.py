@@ -7,6 +7,9 @@ subspace error  ‖(Δ' − Δ)·Q‖ / ‖Δ·Q‖          Q: the inputs that 
 above floor     how much of the noise ‖Δ' − Δ‖² faithful rounding may have above the least that any rounding to neighbours can have
                 which leaves no error in Q; below 0, by as much as the error that it leaves has saved
 
+Under nearest, which needs none of it, one slab in eight is measured (merge/runners/inputs.py), and counts for all: measuring every slab
+would cost as much as the merge. The gate measures every element.
+
 Δ lies in Q: a row of it is known by a few coordinates, and no second copy of the weight is needed.
 """
 
@@ -34,6 +37,10 @@ class Sums:
     error: float = 0.0
     coherent: float = 0.0
     above: float = 0.0
+
+    def times(self, factor: float) -> "Sums":
+        """Of that many times as many slabs of the kind."""
+        return Sums(*(factor * value for value in _VALUES(self)))
 
 
 _VALUES = attrgetter(*(field.name for field in fields(Sums)))

@@ -15,6 +15,7 @@ from merge.rounding import Space
 from merge.source import Reader
 
 RECENT = 4  # whole tensors kept: the experts of a layer lie in operations side by side and share a lora_B
+ONE_IN = 8  # slabs are measured under nearest
 SCALES = 1024  # weights whose scales are kept: a layer of 256 experts has 768 of them, 3.6 KB each
 
 
@@ -97,20 +98,28 @@ class Factors:
 
     def aims(self, start: int, exact: torch.Tensor, buffers: "Buffers", *, whole: int) -> tuple[subspace.Aim, ...]:
         """What rounding must keep of one slab that `exact` has just given. whole  0: the slab holds whole columns of each region"""
-        operation, grid = self._operation, self.source()
-        columns = operation.reads[0].tensor.elements // operation.cut.length
-        with self._lock:
-            if self._regions is None:
-                self._regions = subspace.regions(self.steps(), (operation.cut.length, columns), whole)
-        before = None
-        if not all(region.exact for region in self._regions):
+        operation, grid, regions, before = self._operation, self.source(), self._found(whole), None
+        if not all(region.exact for region in regions):
             before = buffers.space.block("before", tuple(exact.shape))
             grid.decode(
                 grid.view(buffers.raw(0, len(exact) * (operation.reads[0].tensor.size // operation.cut.length)), tuple(exact.shape)),
                 before,
                 start,
             )
-        return tuple(subspace.aims(self._regions, start, exact, before))
+        return tuple(subspace.aims(regions, start, exact, before))
+
+    def sampled(self, start: int, stop: int) -> bool:
+        """True for the slabs that tell under nearest what is kept of Δ: one in ONE_IN, and the first of every region."""
+        number = start // self._operation.cut.height
+        return number % ONE_IN == 0 or any(start <= region.rows[0] < stop for region in self._found(1))
+
+    def _found(self, whole: int) -> tuple[subspace.Region, ...]:
+        operation = self._operation
+        with self._lock:
+            if self._regions is None:
+                columns = operation.reads[0].tensor.elements // operation.cut.length
+                self._regions = subspace.regions(self.steps(), (operation.cut.length, columns), whole)
+            return self._regions
 
     def _with_norms(self, steps: tuple[arithmetic.Applied, ...]) -> tuple[arithmetic.Applied, ...]:
         first = next(n for n, step in enumerate(steps) if isinstance(step, arithmetic.Rescaled))

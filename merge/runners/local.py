@@ -162,7 +162,7 @@ def _per_tensor(shard: ShardPlan, sums: list[fidelity.Sums | None]) -> dict[str,
         own = [s for s in sums[number : number + len(operation.slabs)] if s]
         number += len(operation.slabs)
         if own:
-            found[operation.target.name] = astuple(fidelity.folded(own))
+            found[operation.target.name] = astuple(fidelity.folded(own).times(len(operation.slabs) / len(own)))
     return found
 
 
@@ -175,8 +175,8 @@ def _computed(
     exact = factors.exact(start, stop, buffers)
     out = buffers.raw(0 if operation.reads[0].tensor.dtype == operation.target.dtype else 1, high - low)  # what was read is not needed
     stored, sums = grid.view(out, tuple(exact.shape)), None
-    if operation.parts:
-        whole = operation.whole if rule.name == "faithful" else 1
+    whole = operation.whole if rule.name == "faithful" else 1
+    if operation.parts and (rule.name != "nearest" or factors.sampled(start, stop)):
         aims = factors.aims(start, exact, buffers, whole=whole)
         sums = storing.store(exact, grid, stored, start, operation.target.name, aims, rule, buffers.space)
         fits = sums is not None

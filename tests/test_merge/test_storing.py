@@ -1,14 +1,18 @@
 """A slab made ready: whichever way a weight is stored, the vectors that an adapter reads are rounded together; what is kept is measured."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from merge import encodings, fidelity, storing, subspace
+import merge
+from merge import encodings, fidelity, planner, storing, subspace
 from merge.arithmetic import Delta
 from merge.encodings import BlockScales, Grid
+from merge.proxies import make_adapter, make_checkpoint
 from merge.rounding import Space
+from merge.runners import inputs
 from merge.storing import Rule, store
 from merge.subspace import Aim
 
@@ -101,3 +105,21 @@ def test_a_number_without_a_place_is_said() -> None:
     for rule in ("nearest", "stochastic", "faithful"):
         assert store(exact.clone(), grid, out, 0, "w", aims, Rule(rule), Space()) is None
         assert store(exact.clone(), grid, out, 0, "w", (), Rule(rule), Space()) is None
+
+
+def test_under_nearest_a_sample_of_slabs_speaks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes are the same, and so are the figures, but for what chance decides."""
+    base = make_checkpoint("llama", tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    monkeypatch.setattr(planner, "MIB", 1024)  # sixteen rows a slab, several slabs a tensor
+    found = {}
+    for one_in in (1, 8):
+        monkeypatch.setattr(inputs, "ONE_IN", one_in)
+        found[one_in] = merge.merge(base, adapter, tmp_path / f"out-{one_in}", output_dtype="same").fidelity
+    files = [path.name for path in (tmp_path / "out-1").glob("*.safetensors")]
+    assert all((tmp_path / "out-1" / name).read_bytes() == (tmp_path / "out-8" / name).read_bytes() for name in files)
+    assert found[8].keys() == found[1].keys()
+    for name, figures in found[8].items():
+        assert abs(figures["retention"] - found[1][name]["retention"]) < 0.01, name
+        assert 0.5 < figures["error_energy"] / found[1][name]["error_energy"] < 2, name  # rows of a tiny tensor differ in ‖Δ‖
+    assert found[8] != found[1]
