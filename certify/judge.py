@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # torch costs a second, and pytest imports this package in ev
 
 
 def judge(
-    base: Path,
-    adapter: Path | Sequence[Path] | None,
-    merged: Path,
+    base: str | Path,
+    adapter: str | Path | Sequence[str | Path] | None,
+    merged: str | Path,
     *,
     weights: Sequence[float] = (),
     criterion: str = "nearest",
@@ -24,15 +24,15 @@ def judge(
     only: str | None = None,
     min_retention: float = 0.5,
     base_digest: str | None = None,
-    accept: Path | None = None,
+    accept: str | Path | None = None,
 ) -> "Certificate":
     """Judges one merged checkpoint. The arguments mean what `Request` says; adapter None: located through the manifest.
 
     Raises UsageError for a question that makes no sense. Everything else, a fault of the gate itself included, is in the certificate.
     """
-    adapters = () if adapter is None else (adapter,) if isinstance(adapter, Path) else tuple(adapter)
-    terms = (tuple(weights), criterion, output_dtype, level, only, min_retention, base_digest, accept)
-    return _judge(Request(base, merged, adapters, *terms))
+    adapters = () if adapter is None else (adapter,) if isinstance(adapter, str | Path) else tuple(adapter)
+    terms = (tuple(weights), criterion, output_dtype, level, only, min_retention, base_digest, Path(accept) if accept else None)
+    return _judge(Request(Path(base), Path(merged), tuple(map(Path, adapters)), *terms))
 
 
 def _judge(request: Request) -> "Certificate":

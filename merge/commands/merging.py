@@ -9,7 +9,7 @@ import typer
 
 from merge import default_workers
 from merge.commands import options
-from merge.commands.options import Adapters, Base, Block, Dtype, Json, Out, Rounding, Rounds, Seed, Weights, refuse_unbuilt, usage
+from merge.commands.options import Adapters, Base, Begun, Block, Dtype, Json, Out, Rounding, Rounds, Seed, Weights, refuse_unbuilt, usage
 
 
 def run(
@@ -86,7 +86,7 @@ def plan(
         typer.echo(display.forecast(work, memory_bytes=memory, kept=kept))
 
 
-def status(out: Out, as_json: Json = False) -> None:
+def status(out: Begun, as_json: Json = False) -> None:
     """Say how far the merge in OUT has come."""
     from merge import output
 
@@ -99,7 +99,7 @@ def status(out: Out, as_json: Json = False) -> None:
         typer.echo(f"{out}: {found.state}; {len(found.done)} shards done, {len(found.left)} left.")
 
 
-def clean(out: Out) -> None:
+def clean(out: Begun) -> None:
     """Remove a half-finished output, and nothing else."""
     from merge import output
 

@@ -14,6 +14,7 @@ Base = Annotated[Path, typer.Option(help="Directory of the base checkpoint (safe
 Adapters = Annotated[list[Path], typer.Option("--adapter", help="Directory of a PEFT adapter; several are summed.")]
 Weights = Annotated[list[float] | None, typer.Option("--weight", help="Factor of each --adapter, in their order; 1 unless given.")]
 Out = Annotated[Path, typer.Option(help="Directory to write: new, empty, or a half-finished merge to continue.")]
+Begun = Annotated[Path, typer.Option("--out", help="Directory of the merge.")]
 Dtype = Annotated[
     str | None,
     typer.Option("--output-dtype", help="same, bf16, fp16 or fp32; default: same, but for a quantised base it must be chosen."),

@@ -27,7 +27,7 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judged(base: Path, adapter: Path, deltas: dict[str, torch.Tensor], merged: Path) -> Certificate:
     tensors = reference.weights(base)
     changed = {key: (tensors[key].double() + delta).to(tensors[key].dtype) for key, delta in deltas.items()}
-    return certify.judge(base, [adapter], reference.saved_like(base, tensors | changed, merged), level="modules")
+    return certify.judge(str(base), str(adapter), str(reference.saved_like(base, tensors | changed, merged)), level="modules")
 
 
 @pytest.mark.parametrize("layout", ["rank_major", "grouped_by_expert"])
