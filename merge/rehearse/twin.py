@@ -130,10 +130,10 @@ def _demands(plan: Plan, index: int) -> tuple[dict[str, tuple[str, bool]], list[
 def _refuse_other_work(real: Plan, twin: Merge) -> None:
     """Raises MergeError unless the twin's plan does to every tensor what the real one does."""
     try:
-        small = _deeds(twin.plan.operations)
+        small = set(_deeds(twin.plan.operations))
     except MergeError as error:
         raise MergeError(f"the twin's dimensions do not fit together, so that nothing can be tried on it: {error}") from error
-    other = [deed for deed in _deeds(real.operations) if deed not in set(small)]
+    other = [deed for deed in _deeds(real.operations) if deed not in small]
     if other:
         raise MergeError(f"the twin's plan does not do what the real one does, first to {other[0][0]}. {NOTHING_WRITTEN}")
 
