@@ -51,9 +51,11 @@ def rounded(weight: torch.Tensor, delta: Delta, grid: Grid, dtype: torch.dtype, 
         spent += time.thread_time() - began
         assert found is not None, "every number has a place"
         sums.append(found)
-        grid.decode(out, decoded, start)
-        low, high = Floats(dtype, grid.scales).bracket(exact, start, Space())
-        beyond += int(((decoded != low) & (decoded != high)).sum())
+        grid.encoding.decode(out, decoded)
+        around = Floats(dtype, grid.scales).bracket(exact, start, Space())
+        if grid.scales:
+            grid.scales.divide(around.step, start)
+        beyond += int(((decoded != around.low) & (decoded != (around.low + around.step).to(dtype).float())).sum())
     return fidelity.figures(fidelity.folded(sums), rule.name, split=False), beyond, spent / weight.numel() * 1e9
 
 

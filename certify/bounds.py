@@ -10,6 +10,11 @@ bound rank one. Each operation may also flush a result below 2⁻¹²⁶ to zero
 The float64 of this file adds r·2⁻⁵³, which the spare roundings cover. Where every product is zero, since a row of B is, the additions are
 exact and e = 0: such an element must be W itself, rounded.
 
+A quantised W is code × scale. This file sees the product rounded to float32, a merge may have it rounded or exact: e grows by 2u·|W| +
+2⁻¹²⁶. Where M is to be a code × scale, v is divided by the scale or multiplied by its reciprocal, which itself was rounded: e grows by
+2u·|v|. Where every product is zero that is all of it, and e = 0 again where W is a number that M can be. The grid of codes is that of the
+scales beside them; whether these are right is another question (`certify.checks.c4_scales`). Beyond 464 scales nothing is right.
+
 e says what a float32 engine may do, not that the fine-tune is there. Where ranks cancel, Σ|b||a| is far above |Δ|, e swallows Δ, and the
 interval would hold the base as well. What is stored is right beyond doubt where it is W + Δ rounded, whatever e is; so C4 adds up what
 only e explains (`beyond_rounding`), and is undecided where that is not small against Δ.
@@ -27,7 +32,8 @@ criterion   accepts
 nearest     one rounding to the stored dtype, as above
 peft        also what peft 0.21.2 does otherwise (tuners/lora/layer.py, Linear.merge): Δ rounded before it is added, to the base's dtype
             (safe_merge=True) or to the adapter's (adapters kept in half precision; on CUDA B·A is rounded before the scaling too);
-            several adapters one after another, rounded after each; under DoRA, every sum that a rounded Δ can give
+            several adapters one after another, rounded after each, and so an attention's out_proj, which is added twice; under DoRA,
+            every sum that a rounded Δ can give
 faithful    both grid neighbours of every value in [v − e, v + e]; what stochastic rounding may choose from
 """
 
@@ -36,6 +42,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from certify.grid import Grid, half_ulp
 
 U32 = 2.0**-24  # unit roundoff of float32
 TINY = 2.0**-126  # smallest normal float32; everything below may be flushed to zero
@@ -111,25 +119,30 @@ class Bound:
         return inside & torch.isfinite(merged)
 
 
-def bound(base: Tensor, deltas: Sequence[Delta], stored: torch.dtype, criterion: str, gain: Gain | None = None) -> Bound:
+def bound(base: Tensor, deltas: Sequence[Delta], grid: Grid, criterion: str, gain: Gain | None = None, *, decoded: bool = False) -> Bound:
     """What may be stored for W + Σ deltas, or for gain ∘ (W + Σ deltas).
 
-    base (rows, columns)  in the dtype that the base is stored in      stored  the dtype of the merged tensor
+    base (rows, columns)  in the dtype that the base is stored in; decoded: it was code × scale      grid  of the merged tensor
     """
     terms = [delta.double() for delta in deltas]
-    exact, slack = reach(base, terms, criterion if gain else "nearest")
+    exact, slack = reach(base, terms, criterion if gain else "nearest", decoded=decoded)
     if gain is not None:
         exact, slack = gain(exact, slack)
+    if grid.scale is not None:
+        slack += exact.abs().mul_(2 * U32)
+    if decoded and gain is None:
+        still = sum(term.magnitude() for term in terms) == 0
+        slack.masked_fill_(still & (grid.nearest(exact) == exact), 0.0)
     low, high = exact - slack, exact + slack
     if criterion == "faithful":
-        return Bound(exact, slack, ((_down(low, stored), _up(high, stored)),))
-    nearest = (_nearest(low, stored), _nearest(high, stored))
+        return Bound(exact, slack, ((grid.down(low), grid.up(high)),))
+    nearest = (grid.nearest(low), grid.nearest(high))
     if criterion == "nearest" or gain is not None or not terms:
         return Bound(exact, slack, (nearest,))
-    return Bound(exact, slack, (nearest, *_peft(base.double(), terms, base.dtype, stored)))
+    return Bound(exact, slack, (nearest, *_peft(base.double(), terms, base.dtype, grid)))
 
 
-def reach(base: Tensor, terms: Sequence[Delta], criterion: str) -> tuple[Tensor, Tensor]:
+def reach(base: Tensor, terms: Sequence[Delta], criterion: str, *, decoded: bool = False) -> tuple[Tensor, Tensor]:
     """(v, e) of a block; under `peft`, e holds the rounding of Δ to the coarsest of its dtypes as well. terms: float64."""
     W = base.double()
     exact = W + sum(term.value() for term in terms)
@@ -138,18 +151,20 @@ def reach(base: Tensor, terms: Sequence[Delta], criterion: str) -> tuple[Tensor,
         slack += term.slack()
     untouched = sum(term.magnitude() for term in terms) == 0  # every product is zero, and W + 0 is exact
     slack.masked_fill_(untouched & ((W == 0) | (W.abs() >= TINY)), 0.0)
+    if decoded:
+        slack += W.abs().mul_(2 * U32).add_(TINY)
     if criterion == "peft":
         for term in terms:
-            slack += torch.stack([half_ulp(term.value(), grid) for grid in {base.dtype, term.dtype}]).amax(0)
+            slack += torch.stack([half_ulp(term.value(), dtype) for dtype in {base.dtype, term.dtype}]).amax(0)
     return exact, slack
 
 
-def beyond_rounding(merged: Tensor, right: Bound, base: torch.dtype, stored: torch.dtype, criterion: str, adapters: int) -> Tensor:
+def beyond_rounding(merged: Tensor, right: Bound, base: torch.dtype, grid: Grid, criterion: str, adapters: int) -> Tensor:
     """How far stored values (float64) are from v, less what the declared roundings alone may do: the part that only e explains.
 
     One rounding moves a value by half a step; `faithful` by a whole one; PEFT rounds to the base's dtype after each adapter, and again.
     """
-    most = half_ulp(right.exact, stored)
+    most = grid.half_step(right.exact)
     if criterion == "faithful":
         most *= 2
     elif criterion == "peft":
@@ -157,41 +172,31 @@ def beyond_rounding(merged: Tensor, right: Bound, base: torch.dtype, stored: tor
     return (merged - right.exact).abs_().sub_(most).clamp_(min=0)
 
 
-def half_ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Half the spacing of `dtype` around each value, in the value's own precision."""
-    finfo = torch.finfo(dtype)
-    size = value.abs().clamp(min=finfo.smallest_normal)
-    bits, exponent = (torch.int64, 0x7FF0 << 48) if size.dtype == torch.float64 else (torch.int32, 0x7F80 << 16)
-    below = (size.view(bits) & exponent).view(size.dtype)  # the exponent bits alone: the power of two below
-    return below.mul_(finfo.eps / 2).clamp_(min=torch.finfo(size.dtype).smallest_normal * torch.finfo(size.dtype).eps)  # never zero
+def _peft(W: Tensor, terms: Sequence[Delta], base: torch.dtype, stored: Grid) -> Iterator[tuple[Tensor, Tensor]]:
+    """PEFT adds one adapter after another, in place: interval arithmetic along its path.
+
+    Of a single delta each way of rounding it is a path. Of several, each may be rounded in a way of its own (an attention's out_proj adds
+    its delta first in the base's dtype, then in the adapter's): one path holds them all.
+    """
+    ways, own = [[_rounded_delta(term, *way) for way in _ways(term, base, alone=len(terms) == 1)] for term in terms], Grid(base)
+    for path in [[way] for way in ways[0]] if len(terms) == 1 else [[_hull(found) for found in ways]]:
+        low = high = W
+        for least, most in path:
+            low, high = own.nearest(low + least - _sum_error(low, least)), own.nearest(high + most + _sum_error(high, most))
+        yield stored.nearest(low), stored.nearest(high)
 
 
-def _nearest(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest value of `dtype`, by way of float32 as every merge goes, back in float64."""
-    return value.float().to(dtype).double()
+def _hull(intervals: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    lows, highs = zip(*intervals, strict=True)
+    return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
 
 
-def _down(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The largest value of `dtype` that is not above."""
-    near = value.to(dtype)
-    below = torch.nextafter(near, torch.full_like(near, -torch.inf))
-    return torch.where(near.double() > value, below, near).double()
-
-
-def _up(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return -_down(-value, dtype)
-
-
-def _peft(W: Tensor, terms: Sequence[Delta], base: torch.dtype, stored: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """PEFT adds one adapter after another, in place: interval arithmetic along each of its paths."""
-    grids = {torch.float32, base, *(term.dtype for term in terms)} if len(terms) > 1 else {base, terms[0].dtype} - {torch.float32}
-    for grid in sorted(grids, key=str):
-        for scaled_after in (False, True) if grid != torch.float32 else (False,):
-            low = high = W
-            for term in terms:
-                least, most = _rounded_delta(term, grid, scaled_after)
-                low, high = _nearest(low + least - _sum_error(low, least), base), _nearest(high + most + _sum_error(high, most), base)
-            yield _nearest(low, stored), _nearest(high, stored)
+def _ways(term: Delta, base: torch.dtype, *, alone: bool) -> Iterator[tuple[Grid, bool]]:
+    """(the grid that Δ is rounded to, whether it is rounded before it is scaled as well); unrounded and alone it is `nearest`'s."""
+    if not alone:
+        yield Grid(torch.float32), False
+    for dtype in sorted({base, term.dtype} - {torch.float32}, key=str):
+        yield from ((Grid(dtype), False), (Grid(dtype), True))
 
 
 def _sum_error(value: Tensor, addend: Tensor) -> Tensor:
@@ -199,10 +204,11 @@ def _sum_error(value: Tensor, addend: Tensor) -> Tensor:
     return (2 * U32 * (value.abs() + addend.abs())).masked_fill_(addend == 0, 0.0)
 
 
-def _rounded_delta(term: Delta, grid: torch.dtype, scaled_after: bool) -> tuple[Tensor, Tensor]:
+def _rounded_delta(term: Delta, grid: Grid, scaled_after: bool) -> tuple[Tensor, Tensor]:
     """The least and the greatest Δ that rounding to `grid` can give; `scaled_after`: B·A is rounded, scaled, and rounded again."""
     value, slack = term.value(), term.slack()
     if not scaled_after or term.scaling == 0:
-        return _nearest(value - slack, grid), _nearest(value + slack, grid)
+        return grid.nearest(value - slack), grid.nearest(value + slack)
     size = abs(term.scaling)
-    return _nearest(_nearest((value - slack) / size, grid) * size, grid), _nearest(_nearest((value + slack) / size, grid) * size, grid)
+    low, high = (grid.nearest(end / size) * size for end in (value - slack, value + slack))
+    return grid.nearest(low), grid.nearest(high)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.bounds import Bound, half_ulp
+from certify.bounds import Bound
+from certify.grid import Grid
 
 TELLING = 1 << 16  # elements asked: those whose Δ is largest against their grid
 
@@ -28,13 +29,13 @@ class Coefficient:
         return self.low - room * abs(value) <= value <= self.high + room * abs(value)
 
 
-def coefficient(merged: Tensor, base: Tensor, declared: Bound) -> Coefficient | None:
-    """merged, base (rows, columns) as stored; `declared`: the bound of W + Δ. None where Δ is zero or nothing stored is finite."""
+def coefficient(merged: Tensor, base: Tensor, declared: Bound, grid: Grid) -> Coefficient | None:
+    """merged, base (rows, columns) as stored; declared: the bound of W + Δ; grid: of merged. None where Δ is zero, or nothing is finite."""
     W, M = base.double(), merged.double()
     delta = declared.exact - W
-    low = (between(merged, -torch.inf) - W - declared.slack).view(-1)
-    high = (between(merged, torch.inf) - W + declared.slack).view(-1)
-    weight = (delta.abs() / half_ulp(declared.exact, merged.dtype)).view(-1)
+    low = (grid.between(merged, -torch.inf) - W - declared.slack).view(-1)
+    high = (grid.between(merged, torch.inf) - W + declared.slack).view(-1)
+    weight = (delta.abs() / grid.half_step(declared.exact)).view(-1)
     weight[~torch.isfinite(M).view(-1) | ~torch.isfinite(weight)] = 0
     chosen = weight.topk(min(TELLING, weight.numel())).indices
     chosen = chosen[weight[chosen] > 0]
@@ -46,9 +47,3 @@ def coefficient(merged: Tensor, base: Tensor, declared: Bound) -> Coefficient | 
     depth = torch.arange(1, len(starts) + 1) - passed
     best = int(depth.argmax())
     return Coefficient(float(starts[best]), float(ends[passed[best]]), int(depth[best]) / len(starts))
-
-
-def between(value: Tensor, towards: float) -> Tensor:
-    """Halfway to the next stored value, float64."""
-    beside = torch.nextafter(value, torch.full_like(value, towards)).double()
-    return (value.double() + beside.nan_to_num(posinf=0, neginf=0)) / 2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from certify import suspects
-from certify.bounds import Delta, bound, half_ulp
+from certify.bounds import Delta, bound
 from certify.coefficient import Coefficient, coefficient
 from certify.finding import Figure
 from certify.inputs.stored import Stored
@@ -59,12 +59,12 @@ def diagnose(
 ) -> Diagnosis:
     """The cause of one refused tensor. beyond: how many elements of each row (rows,) and column (columns,) the criterion refuses."""
     scene = _scene(base, merged, deltas, beyond, criterion)
-    fit = coefficient(scene.merged, scene.base, scene.declared)
+    fit = coefficient(scene.merged, scene.base, scene.declared, scene.grid)
     count = int(beyond[0].sum())
     lost = scene.wrong & ~torch.isfinite(scene.merged)
     if bool(lost.any()):
         return Diagnosis(f"not finite: NaN or infinity was stored ({float(lost.sum() / scene.wrong.sum()):.0%} of the wrong elements)", fit)
-    if torch.equal(scene.base.to(scene.merged.dtype), scene.merged):
+    if torch.equal(scene.grid.once(scene.base.float()), scene.merged):
         return Diagnosis("never merged: equal to the base", fit)
     if count > ISOLATED or scene.merged.numel() <= 4 * ISOLATED:
         explained = list(_explaining(scene, _suspects(scene, fit, relatives)))
@@ -101,7 +101,7 @@ def _explaining(scene: Scene, kinds: Iterable[Iterable[Suspect]]) -> Iterator[tu
 def _pattern(scene: Scene, fit: Coefficient | None, count: int) -> str:
     """What the errors look like where no prediction fits."""
     error = scene.merged.double() - scene.declared.exact
-    half = half_ulp(scene.declared.exact, scene.merged.dtype)
+    half = scene.grid.half_step(scene.declared.exact)
     near = fit is not None and 0.8 < fit.low <= fit.high < 1.2
     excess = (error.abs() / half)[scene.wrong] - 1  # in half steps: what a rounding cannot explain
     if count <= ISOLATED:
@@ -114,7 +114,7 @@ def _pattern(scene: Scene, fit: Coefficient | None, count: int) -> str:
         inside = float((error.abs() <= step * size + 2 * half).double().mean())
         if inside > 0.95 and least < relative < most and float(scene.wrong.double().mean()) > 0.5:
             return f"re-quantised: the errors are those of a round trip through 8-bit floats ({bits})"
-    either = bound(scene.base, [picked(delta, scene.rows) for delta in scene.deltas], scene.merged.dtype, "faithful")
+    either = scene.bound(scene.deltas, "faithful")
     if float(excess.median()) > 0.25 and bool(either.holds(scene.merged.double()).all()):
         return "another rounding: neighbours of W + Δ that are not the nearest (truncated, stochastic or faithful)"
     if near and _everywhere_a_little(scene, error.abs() - half) and _in_the_adapters_space(scene):
@@ -150,9 +150,10 @@ def _scene(base: Stored, merged: Stored, deltas: Sequence[Delta], beyond: tuple[
         half = most // 2
         rows = torch.tensor(sorted({*_spread(wrong, half).tolist(), *_spread(rows, most - half).tolist()}))
     ours, theirs = base.rows(rows.tolist()), merged.rows(rows.tolist())
-    declared = bound(ours, [picked(delta, rows) for delta in deltas], theirs.dtype, criterion)
+    grid, here = merged.grid(rows.tolist()), [picked(delta, rows) for delta in deltas]
+    declared = bound(ours, here, grid, criterion, decoded=base.decoded)
     masks = beyond[0] > 0, beyond[1] > 0
-    return Scene(rows, ours, theirs, deltas, declared, ~declared.holds(theirs.double()), masks)
+    return Scene(rows, ours, theirs, deltas, declared, ~declared.holds(theirs.double()), masks, grid, base.decoded)
 
 
 def _spread(rows: Tensor, most: int) -> Tensor:

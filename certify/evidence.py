@@ -9,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from certify.encodings.coded import Coded
 from certify.files import BASE
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.folder import sha256
@@ -34,12 +35,19 @@ class Shard:
 
 def shards(base: Checkpoint, merged: Checkpoint, tensors: Iterable[tuple[str, str]]) -> dict[str, Shard]:
     """The shards of (shard, tensor name) pairs that are sorted by shard."""
-    found = {}
+    found, sides = {}, {"base": _read_together(base), "merged": _read_together(merged)}
     for name, members in groupby(tensors, itemgetter(0)):
         homes = [(tensor, _home(base, tensor), _home(merged, tensor)) for _, tensor in members]
         labels = {f"base/{home}" for _, home, _ in homes if home} | {f"merged/{home}" for _, _, home in homes if home}
+        labels |= {f"{side}/{home}" for tensor, *_ in homes for side, files in sides.items() for home in files.get(tensor, ())}
         found[name] = Shard(homes, sorted(labels))
     return found
+
+
+def _read_together(side: Checkpoint) -> dict[str, tuple[str, ...]]:
+    """Codes and their scales, each → the files of both: neither is judged without the other."""
+    pairs = [(name, tensor.scale.entry.name) for name, tensor in side.tensors.items() if isinstance(tensor, Coded)]
+    return {name: (side.file_of(codes), side.file_of(scale)) for codes, scale in pairs for name in (codes, scale)}
 
 
 def open_journal(examination: "Examination", report: Path) -> Journal | None:

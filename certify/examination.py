@@ -27,6 +27,7 @@ from certify.inputs.claim import Claim, located
 from certify.inputs.digests import Digests
 from certify.inputs.snapshot import Snapshot
 from certify.journal import Journal
+from certify.quantised import decoded
 from certify.question import ACCOUNTS, FILES, LAYERS, LOGITS, SELF_CHECK, Question
 from certify.request import Request
 from certify.screen import conclude, gathered
@@ -56,8 +57,8 @@ class Examination:
         paths = request.adapters or self.claim.adapters
         self.folders = labels(request.base, request.merged, paths)
         self.digests, self.snapshot = Digests(), Snapshot(self.folders)
-        self.base: Checkpoint = open_checkpoint(request.base, self.digests)
-        self.merged: Checkpoint = open_checkpoint(request.merged, self.digests)
+        opened = [open_checkpoint(side, self.digests) for side in (request.base, request.merged)]
+        self.base, self.merged, self.quantised = decoded(*opened)
         self.adapters: tuple[Adapter, ...] = tuple(open_adapter(path) for path in paths)
         self.weights = request.weights or (1.0,) * len(self.adapters)
         self.places = places(self.base, self.merged)
@@ -128,7 +129,7 @@ class Examination:
     @cached_property
     def tensors(self) -> Tensors:
         """The checks of single tensors."""
-        return Tensors(self.base, self.merged, self.ledger, self.request, self.claim.reason)
+        return Tensors(self.base, self.merged, self.ledger, self.request, self.claim.reason, self.quantised)
 
     @cached_property
     def layers(self) -> LayerBehaviour:
@@ -184,7 +185,7 @@ class Examination:
         names = sorted(name for name in self.ledger.parts if self.tensors.comparable(name))
         chosen = [names[place] for place in sorted({0, len(names) // 2, len(names) - 1})] if names else []
         base, merged = self.tensors.base.tensors, self.merged.tensors
-        cases = [(name, base[name], merged[name].dtype, self.ledger.parts[name]) for name in chosen[:TENSORS]]
+        cases = [(name, base[name], merged[name], self.ledger.parts[name]) for name in chosen[:TENSORS]]
         return [power(cases, self.request.criterion)]
 
 

@@ -21,9 +21,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from certify.bounds import Delta, half_ulp
+from certify.bounds import Delta
 from certify.expect.place import Orientation
 from certify.finding import Figure
+from certify.grid import Grid
 
 
 @dataclass
@@ -47,8 +48,8 @@ class Fidelity:
         factors = [delta.left if flipped else delta.right.T for delta in deltas]  # each (in, rank)
         return cls(_basis(torch.cat(factors, dim=1)), flipped, noisy)
 
-    def fold(self, row: int, stored: Tensor, delta: Tensor, right: Tensor, dtype: torch.dtype) -> None:
-        """One block: rows row … row+n of Δ', Δ and W + Δ, all float32 (n, columns); dtype: that of the merged tensor."""
+    def fold(self, row: int, stored: Tensor, delta: Tensor, right: Tensor, grid: Grid) -> None:
+        """One block: rows row … row+n of Δ', Δ and W + Δ, all float32 (n, columns); grid: that of the merged tensor."""
         error = stored - delta
         self.along += float(torch.dot(stored.view(-1), delta.view(-1)))
         self.energy += float(torch.dot(delta.view(-1), delta.view(-1)))
@@ -58,7 +59,7 @@ class Fidelity:
         elif self.basis is not None:
             self._coherent += float((error @ self.basis).square_().sum())
         if self.noisy:
-            self.noise += float((_variance(right, dtype) * delta.square()).sum(dtype=torch.float64))
+            self.noise += float((_variance(right, grid) * delta.square()).sum(dtype=torch.float64))
 
     def figures(self) -> dict[str, Figure]:
         """The figures by name; None where Δ is zero or something is not finite."""
@@ -86,12 +87,12 @@ def _basis(factor: Tensor) -> Tensor | None:
     return basis
 
 
-def _variance(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """(value − low)·(high − value) between the neighbours on the grid of `dtype`; float32 is blind inside its own gaps: gap²/4."""
-    half = half_ulp(value, dtype)
-    if dtype == torch.float32:
+def _variance(value: Tensor, grid: Grid) -> Tensor:
+    """(value − low)·(high − value) between the neighbours on the grid; float32 is blind inside its own gaps: gap²/4."""
+    half = grid.half_step(value)
+    if grid.scale is None and grid.dtype == torch.float32:
         return half.square_()
-    off = (value - value.to(dtype).float()).abs_()
+    off = (value - grid.once(value).float()).abs_()
     return off * (2 * half - off).clamp_(min=0)
 
 

@@ -20,8 +20,8 @@ def mistaken(expectation: Expectation, merged: Stored, criterion: str) -> str:
     for cause, recipe in _mistakes(expectation):
         target = Target(recipe, criterion)
         held = total = 0
-        for block, theirs in zip(target.blocks(), merged.spans(target.counts()), strict=True):
-            right = block.bound(theirs.dtype, criterion).holds(theirs.view(block.base.shape).double())
+        for block, theirs, grid in target.against(merged):
+            right = block.bound(grid, criterion).holds(theirs.double())
             held, total = held + int(right.sum()), total + right.numel()
         if held >= EXPLAINED * total:
             return cause

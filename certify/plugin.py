@@ -63,10 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
     from hypothesis import settings
 
     from certify.gate import Gate
+    from certify.rows import Rows
 
     settings.register_profile("certify", derandomize=True, deadline=None, database=None)  # same run, same cases, from a wheel as well
     settings.load_profile("certify")
-    config.pluginmanager.register(Gate(config, request, report), "certify.gate")
+    gate = Gate(config, request, report)
+    config.pluginmanager.register(gate, "certify.gate")
+    if (html := getattr(option, "htmlpath", None)) and not gate.worker:  # of pytest-html, where it is installed
+        config.pluginmanager.register(Rows(config, gate, Path(html).expanduser().absolute()), "certify.rows")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -125,7 +125,7 @@ def _tensors(examination: "Examination") -> dict[str, int]:
     base = (base if ledger.base is None else {*ledger.base.tensors} | (base - {*examination.base.tensors})) | {*ledger.new}
     if not examination.adapters:
         kinds = {"not judged": len(base & merged)}
-    return kinds | {"missing": len(base - merged), "extra": len(merged - base)}
+    return kinds | {"missing": len(base - merged - examination.tensors.undone), "extra": len(merged - base)}
 
 
 def _worst(findings: Sequence[Finding]) -> list[dict[str, Any]]:

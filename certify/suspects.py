@@ -15,6 +15,7 @@ from torch import Tensor
 from certify.bounds import Bound, Delta, bound
 from certify.coefficient import Coefficient
 from certify.errors import DamagedError
+from certify.grid import Grid
 from certify.inputs.stored import Stored
 from certify.relatives import Relative
 
@@ -28,6 +29,7 @@ class Scene:
     rows      (n,) their numbers      base, merged  (n, columns) as stored      deltas  whole factors, all rows
     declared  the bound that was broken
     wrong     (n, columns) where it was broken       beyond  masks (rows,), (columns,): where in the whole tensor it was broken
+    grid      of the merged rows                     decoded  the base was code × scale
     """
 
     rows: Tensor
@@ -37,12 +39,20 @@ class Scene:
     declared: Bound
     wrong: Tensor
     beyond: tuple[Tensor, Tensor]
+    grid: Grid
+    decoded: bool = False
 
     def every(self, step: int) -> "Scene":
         """Each step-th row."""
         thin = Bound(self.declared.exact[::step], self.declared.slack[::step], ())
+        chosen = torch.arange(0, len(self.rows), step)
         return replace(self, rows=self.rows[::step], base=self.base[::step], merged=self.merged[::step],
-                       declared=thin, wrong=self.wrong[::step])  # fmt: skip
+                       declared=thin, wrong=self.wrong[::step], grid=self.grid.of(chosen))  # fmt: skip
+
+    def bound(self, deltas: Sequence[Delta], criterion: str, base: Tensor | None = None) -> Bound:
+        """What these rows may hold if other deltas were due, or were added to another base."""
+        here = [picked(delta, self.rows) for delta in deltas]
+        return bound(self.base if base is None else base, here, self.grid, criterion, decoded=self.decoded)
 
     def added(self, deltas: Sequence[Delta]) -> Tensor:
         """Σ Δ on these rows, float32."""
@@ -61,15 +71,15 @@ def once(deltas: Sequence[Delta], base: Stored | None = None, criterion: str = "
     """One rounding of base + Σ deltas."""
 
     def holds(scene: Scene) -> Tensor:
-        ours = scene.base if base is None else base.rows(scene.rows.tolist())
-        return bound(ours, [picked(delta, scene.rows) for delta in deltas], scene.merged.dtype, criterion).holds(scene.merged.double())
+        ours = None if base is None else base.rows(scene.rows.tolist())
+        return scene.bound(deltas, criterion, ours).holds(scene.merged.double())
 
     return holds
 
 
 def replay(steps: Callable[[Scene], Tensor]) -> Prediction:
     """Exactly these steps in float32 and the dtypes they name; an element on a tie may differ, which the acceptance allows for."""
-    return lambda scene: steps(scene).to(scene.merged.dtype) == scene.merged
+    return lambda scene: scene.grid.once(steps(scene).float()) == scene.merged
 
 
 def arithmetic(scene: Scene) -> Iterator[Suspect]:
@@ -85,6 +95,8 @@ def arithmetic(scene: Scene) -> Iterator[Suspect]:
             "equals PEFT's safe_merge: Δ rounded to the stored dtype before it was added",
             replay(lambda s: s.base.float() + s.added(deltas).to(s.base.dtype).float()),
         )
+    if scene.grid.scale is not None:
+        yield "Δ was added to the codes, not to code × scale", replay(lambda s: s.base + s.grid.scaled(s.added(deltas)))
     yield "Δ rounded before it was added, or added adapter by adapter, as PEFT does", once(deltas, criterion="peft")
 
 
@@ -97,10 +109,9 @@ def factors(scene: Scene, c: Coefficient | None) -> Iterator[Suspect]:
     if named or abs(value - 1) > 1e-3:
         cause = " or ".join(named) or f"the delta has the factor {value:.5g}: another scaling or weight"
         yield cause, once([replace(delta, scaling=delta.scaling * value) for delta in scene.deltas])
-    stored = scene.merged.dtype
     yield (
         "merged twice, one rounding after the other",
-        replay(lambda s: (s.base.float() + s.added(s.deltas)).to(stored).float() + s.added(s.deltas)),
+        replay(lambda s: s.grid.once(s.base.float() + s.added(s.deltas)).float() + s.added(s.deltas)),
     )
 
 
@@ -162,7 +173,7 @@ def regions(scene: Scene) -> Iterator[Suspect]:
 
         def holds(s: Scene) -> Tensor:
             box = rows[s.rows][:, None] & columns[None, :]
-            return torch.where(box, s.base.to(s.merged.dtype) == s.merged, once(s.deltas)(s))
+            return torch.where(box, s.grid.once(s.base.float()) == s.merged, once(s.deltas)(s))
 
         yield f"never merged in {' and '.join(named)}", holds
 
@@ -189,6 +200,8 @@ def _ranks(scene: Scene) -> Tensor | None:
     added = torch.where(torch.isfinite(scene.merged), scene.merged, scene.base).double() - scene.base.double()
     gram = (delta.left.T @ delta.left) * (delta.right @ delta.right.T)
     along = ((delta.left.T @ added) * delta.right).sum(dim=1)
+    if not bool(torch.isfinite(along).all()):  # a base that holds NaN
+        return None
     each = torch.linalg.lstsq(gram, along[:, None], driver="gelsd").solution.view(-1) * math.copysign(1.0, delta.scaling)
     kept = each > each.max() / 2
     return None if bool(kept.all()) or float(each.max()) <= 0 else kept.nonzero().view(-1)

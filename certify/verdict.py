@@ -167,14 +167,17 @@ def _kinds(failed: Sequence[Finding]) -> dict[str, list[Finding]]:
     off = [finding for finding in chosen("C4") if "beyond" in finding.figures]
     lost = [finding for finding in chosen("C3") + chosen("C4") if finding.figures.get("unreadable")]
     wrong = {finding.subject for finding in off}
-    told = {id(finding) for finding in off + lost}
+    scales = chosen("C4", "scale")
+    told = {id(finding) for finding in off + lost + scales}
     return {
         "tensor{s} of the base {are} missing": chosen("C2", "missing"),
         "merged tensor{s} {are} wrong": off,
         "untouched tensor{s} {differ} from the base": [finding for finding in chosen("C3") if id(finding) not in told],
         "tensor{s} cannot be read": lost,
-        "tensor{s} {are} not of the base": chosen("C2", "extra"),
+        "tensor{s} {are} not of the base": [f for f in chosen("C2", "extra") if not f.figures.get("left_over")],
+        "tensor{s} {are} left over": [f for f in chosen("C2") if f.figures.get("left_over")],
         "tensor{s} of another shape or dtype": chosen("C2", "shape", "dtype"),
+        "tensor{s} of scales {are} not due": scales,
         "tensor{s} did not keep the delta": [f for f in chosen("C8") if not f.figures.get("whole")],
         "module{s} {are} answering wrongly": [f for f in chosen("C5") if f.subject not in wrong],
         "layer{s} {are} answering wrongly": chosen("C9"),

@@ -7,7 +7,7 @@ left at its default but for ρ = 1e-3, where bf16 keeps half of a change at best
 PEFT's merged values are written into the base's own layout, since its save loses what transformers does not load (the MTP layer) and
 recasts what transformers keeps in another dtype; those tensors, which no adapter touches, are the base's own, and are counted.
 
-Left out, since the gate does not interpret it yet: deltas on embeddings and tied weights, DoRA, trained biases, quantised bases.
+Left out, since the gate does not interpret it yet: deltas on embeddings and tied weights, DoRA, trained biases. Quantised: `exam.giants`.
 """
 
 import argparse

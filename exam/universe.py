@@ -1,7 +1,8 @@
-"""The gate over the whole table of family × feature: `python -m exam.universe [--family F] [--feature X] [--level L] [--faults]`.
+"""The gate over the whole table: `python -m exam.universe [--family F] [--feature X] [--level L] [--faults | --faithful]`.
 
 What the engine merges must be certified, and with --faults every planted fault must be rejected. Every cell has a base by transformers, an
 adapter by PEFT (or written by disk names), and the engine's merge of them, which tests.matrix holds against its own float64 reference.
+With --faithful that merge is made anew, rounded to bf16 by `faithful`, and judged by that criterion.
 """
 
 import argparse
@@ -11,10 +12,11 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import certify
+import merge
 from certify.verdict import Certificate
 from exam.universe_faults import planted
 from tests.matrix import cell, table, trial
@@ -33,13 +35,21 @@ class Cell:
     base: Path
     adapters: tuple[Path, ...]
     merged: Path
+    faithful: bool = False
 
     @property
     def weights(self) -> tuple[float, ...]:
         return WEIGHTS if len(self.adapters) == 2 else ()
 
     def judged(self, level: str, merged: Path | None = None) -> Certificate:
-        return certify.judge(self.base, self.adapters, merged or self.merged, weights=self.weights, level=level)
+        declared = {"criterion": "faithful", "output_dtype": "bf16"} if self.faithful else {}
+        return certify.judge(self.base, self.adapters, merged or self.merged, weights=self.weights, level=level, **declared)
+
+    def rounded(self) -> "Cell":
+        """The same cell in bf16, rounded by `faithful`."""
+        out = self.merged.with_name("faithful")
+        merge.merge(self.base, self.adapters, out, weights=self.weights, output_dtype="bf16", rounding="faithful")
+        return replace(self, merged=out, faithful=True)
 
 
 def made(family: str, feature: str, room: Path) -> Cell:
@@ -75,11 +85,15 @@ def main() -> int:
     parser.add_argument("--feature")
     parser.add_argument("--level", default="modules")
     parser.add_argument("--faults", action="store_true", help="plant the feature's faults in every cell as well")
+    parser.add_argument("--faithful", action="store_true", help="judge a merge that `faithful` rounded to bf16")
     asked = parser.parse_args()
+    if asked.faithful and asked.faults:
+        parser.error("the faults are planted in float32")
     began, verdicts, seen = time.monotonic(), defaultdict[str, Counter[str]](Counter), Counter[str]()
     with tempfile.TemporaryDirectory() as room:
         for family, feature in merging(asked.family, asked.feature):
             one = made(family, feature, Path(room))
+            one = one.rounded() if asked.faithful else one
             certificate = one.judged(asked.level)
             verdicts[feature][certificate.verdict.value] += 1
             told = certificate.reason if certificate.exit_code else ""

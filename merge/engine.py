@@ -12,7 +12,7 @@ from merge.monitor import Monitor
 from merge.operation import ShardRecord
 from merge.runners import numbers
 from merge.runners.inputs import Inputs
-from merge.runners.local import LocalRunner, matches
+from merge.runners.local import LocalRunner, matches, single_threaded
 from merge.sink import Sink
 from merge.source import Reader
 from merge.storing import Rule
@@ -36,7 +36,8 @@ def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False
         return Result(before, already=True)
     output.refuse_foreign(merge.out)
     output.refuse_full_disk(merge)
-    _refuse_damaged(merge)
+    with single_threaded():
+        _refuse_damaged(merge)
     facts = merge.facts
     if overwrite:
         output.clean(merge.out, also_finished=True)
@@ -47,7 +48,7 @@ def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False
         with _writing(merge.out):
             done = log.resume(facts)
         monitor.expect(size=made.size, tensors=sum(made.counts.values()), shards=len(made.shards))
-        with _writing(merge.out):
+        with _writing(merge.out), single_threaded():
             records = list(_shards(merge, done, log, sink, monitor, workers))
             monitor.finished()
             finished = merge.manifest(records)

@@ -11,12 +11,11 @@ above floor     how much of the noise ‖Δ' − Δ‖² faithful rounding may h
 """
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from math import fsum
+from operator import attrgetter
 
 import torch
-
-from merge.subspace import Aim
 
 WARNING = 0.9  # retention below which a person is told
 WHOLE = ""  # the name of the whole adapter among its tensors
@@ -37,21 +36,18 @@ class Sums:
     above: float = 0.0
 
 
-def measure(error: torch.Tensor, aims: Iterable[Aim], above: float = 0.0) -> Sums:
-    """One slab. error  (n, columns)  float32: what is stored, decoded, less what it should be"""
-    found = []
-    for aim in aims:
-        vectors = aim.vectors(error)
-        inside, wanted = aim.span.project(vectors).double(), aim.wanted.double()
-        noise = float(torch.linalg.vector_norm(vectors)) ** 2
-        found.append(Sums(float((inside * wanted).sum()), float(wanted.square().sum()), noise, float(inside.square().sum())))
-    return folded([*found, Sums(above=above)])
+_VALUES = attrgetter(*(field.name for field in fields(Sums)))
+
+
+def measure(inside: torch.Tensor, wanted: torch.Tensor, noise: float, above: float) -> Sums:
+    """Of some vectors of a weight: (Δ' − Δ)·Q and Δ·Q, both (n, k) float32, and ‖Δ' − Δ‖²; `above` as in `Sums`."""
+    inside, wanted = inside.double().flatten(), wanted.double().flatten()
+    return Sums(float(inside.dot(wanted)), float(wanted.dot(wanted)), noise, float(inside.dot(inside)), above)
 
 
 def folded(sums: Iterable[Sums]) -> Sums:
     """Their sum; exact, so that it does not depend on the order."""
-    columns = zip(*map(astuple, sums), strict=True)
-    return Sums(*map(fsum, columns))
+    return Sums(*map(fsum, zip(*map(_VALUES, sums), strict=True)))
 
 
 def figures(sums: Sums, rule: str, *, split: bool) -> dict[str, float]:

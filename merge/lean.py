@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-NOT_NEEDED = ("torch._dynamo", "torch.distributed.tensor")
+NOT_NEEDED = ("torch._dynamo", "torch.distributed.tensor", "scipy", "sklearn", "accelerate")
 
 
 @contextmanager

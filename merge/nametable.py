@@ -70,7 +70,7 @@ class NameTable:
     tied       parameter → the parameter whose storage it shares
     modules    path → layout of every module that `target_modules` can name
     embedding  disk key of the input embeddings, if the checkpoint has them
-    owners     path → module that is no linear layer and has parameters of two or three dimensions
+    owners     path → module that has parameters of two or three dimensions, of its own
     absent     parameters that no disk key fills: tied ones, and those of a new head
     embeddings parameters of the input and of the output embeddings
     encoder_decoder  the flag of a tie decides more than the tie there

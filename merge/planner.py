@@ -13,16 +13,14 @@ from merge.adapters import Adapter
 from merge.catalog import Catalog, Tensor
 from merge.errors import NOTHING_WRITTEN, CheckpointError, MergeError, listing
 from merge.nametable import NameTable
-from merge.operation import Operation, Read, ShardPlan
-from merge.placement import Equal, heads, place
+from merge.operation import Operation, Read, Scale, ShardPlan
+from merge.placement import Equal, Placement, heads, place
 from merge.placement.layers import outline
 from merge.rounding import ROUNDS, RULES
 from merge.shards import MIB, Storage, shard
 
 OUTPUT_DTYPES: Mapping[str, str | None] = {"same": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 COUNTED = {"copy": "copied", "merge": "merged", "replace": "replaced", "convert": "converted", "scale": "scales"}
-IMPORTS = 360 * MIB  # resident once torch and transformers are imported and the meta model is built, measured on Linux x86-64
-PLANNED = 4096  # bytes per operation in memory, journal entries included, measured on a 46,183-tensor plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +96,6 @@ class Plan:
         """Tensor → shard, sorted by tensor."""
         return dict(sorted((operation.target.name, shard.file) for shard in self.shards for operation in shard.operations))
 
-    def memory(self, workers: int) -> int:
-        """Forecast of the peak resident bytes: the imports, the plan itself, per worker a slab as it is stored and in float32 with the
-        factors of the widest operation, and beside them what the look at the adapter left behind: two pairs of factors as they are
-        stored, the widest in float64 with their transposes, and four slabs in float64."""
-        slab = max((_slab_bytes(operation) for operation in self.operations), default=0)
-        factors = max((_factor_bytes(operation) for operation in self.operations), default=0)
-        return IMPORTS + PLANNED * sum(1 for _ in self.operations) + workers * (slab + factors) + 3 * factors + 5 * slab
-
     @cached_property
     def digest(self) -> str:
         """sha256 of the plan's JSON: what the journal and the manifest are bound to."""
@@ -157,23 +147,9 @@ def plan(
     placement = place(adapters, table, base, frozenset(base[name].name for name in scales))
     if edits and "architectures" in edits:
         heads.refuse_half(table, placement)
-    target = OUTPUT_DTYPES[options.output_dtype]
     companions = scheme.companions(base, scales) if scheme else frozenset[str]()
-    if target:
-        _refuse_undecodable(base, scales.keys() | companions, options)
-    dropped = companions if target else frozenset[str]()
-    main = main_dtype(tensor for name, tensor in base.items() if name not in companions)
-    dtypes = {main: target, encodings.CODES: target} if target else {}
-    storage = Storage(
-        base,
-        placement.placed,
-        main,
-        dtypes,
-        scales,
-        scheme.suffix if scheme else "",
-        options.block_mib * MIB,
-        options.rounding == "faithful",
-    )
+    dropped = companions if OUTPUT_DTYPES[options.output_dtype] else frozenset[str]()
+    storage = _storage(base, placement, scales, companions, options, scheme)
     new = [name for name in placement.placed if name not in base]
     shards = []
     for catalog, held in zip(catalogs, entries, strict=True):
@@ -189,6 +165,24 @@ def plan(
         literal=not table.known,
         dropped=tuple(sorted(dropped)),
     )
+
+
+def _storage(
+    base: Mapping[str, Tensor],
+    placement: Placement,
+    scales: Mapping[str, Scale],
+    companions: frozenset[str],
+    options: Options,
+    scheme: encodings.Scheme | None,
+) -> Storage:
+    """How every tensor of the output is stored. companions  the tensors that belong to quantised weights: their scales, and the like"""
+    target = OUTPUT_DTYPES[options.output_dtype]
+    if target:
+        _refuse_undecodable(base, scales.keys() | companions, options)
+    main = main_dtype(tensor for name, tensor in base.items() if name not in companions)
+    dtypes = {main: target, encodings.CODES: target} if target else {}
+    suffix, block = scheme.suffix if scheme else "", options.block_mib * MIB
+    return Storage(base, placement.placed, main, dtypes, scales, suffix, block, options.rounding == "faithful")
 
 
 def _refuse_undecodable(base: Mapping[str, Tensor], known: Collection[str], options: Options) -> None:
@@ -208,16 +202,3 @@ def main_dtype(tensors: Iterable[Tensor]) -> str:
         if encodings.of(tensor):
             held[tensor.dtype] += tensor.elements
     return max(sorted(held), key=lambda dtype: held[dtype], default="")
-
-
-def _slab_bytes(operation: Operation) -> int:
-    """Stored bytes in and out, and the float32 twin, of one slab."""
-    target, read = operation.target, operation.reads[0].tensor
-    share = operation.cut.height / max(1, operation.cut.length)
-    return int(min(1.0, share) * (read.size + target.size + (0 if operation.verbatim else 8 * read.elements)))
-
-
-def _factor_bytes(operation: Operation) -> int:
-    """The adapter's factors as they are stored and as float32; experts share one stored tensor."""
-    reads = {(read.index, read.tensor.file, read.tensor.start): read.tensor for part in operation.parts for read in part.reads}
-    return sum(tensor.size + 4 * tensor.elements for tensor in reads.values())

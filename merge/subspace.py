@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from merge.arithmetic import Applied, Delta
-from merge.rounding.span import Span, basis, completed
+from merge.rounding.span import Span, basis
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,14 @@ class Region:
 
     rows    (first, last) of the stored weight
     whole   1: every row is one vector; 0: every column of the region is
-    basis   (length of such a vector, k)  float32, orthonormal: Q
+    span    k directions as long as such a vector: Q
     wanted  (number of such vectors, k)   float32: Δ·Q, which is all of Δ where it is a sum of products
     exact   False where Δ is more than that (DoRA, single rows, a bias): then it must be measured, see `Aim`
     """
 
     rows: tuple[int, int]
     whole: int
-    basis: torch.Tensor
+    span: Span
     wanted: torch.Tensor
     exact: bool
 
@@ -68,12 +68,12 @@ def _region(deltas: list[Delta], rows: tuple[int, int], columns: int, whole: int
         pairs = [(right.T, left.T, scaling) for left, right, scaling in pairs]
     vectors, length = (rows[1] - rows[0], columns) if whole else (columns, rows[1] - rows[0])
     if not pairs:
-        return Region(rows, whole, torch.zeros(length, 0), torch.zeros(vectors, 0), exact)
-    Q = basis(torch.cat([right for _, right, _ in pairs]))
-    wanted = torch.zeros(vectors, Q.shape[1])
-    for left, right, scaling in pairs:
-        wanted.addmm_(left, (right.double() @ Q.double()).float(), alpha=scaling)
-    return Region(rows, whole, Q, wanted, exact)
+        return Region(rows, whole, Span.of_columns(torch.zeros(length, 0)), torch.zeros(vectors, 0), exact)
+    Q, coordinates = basis(torch.cat([right for _, right, _ in pairs]))
+    wanted, ranks = torch.zeros(vectors, Q.shape[1]), [len(right) for _, right, _ in pairs]
+    for (left, _, scaling), own in zip(pairs, torch.split(coordinates, ranks), strict=True):
+        wanted.addmm_(left, own, alpha=scaling)
+    return Region(rows, whole, Span.of_columns(Q), wanted, exact)
 
 
 def aims(regions: tuple[Region, ...], start: int, exact: torch.Tensor, before: torch.Tensor | None) -> Iterator[Aim]:
@@ -89,9 +89,9 @@ def aims(regions: tuple[Region, ...], start: int, exact: torch.Tensor, before: t
         own = slice(first - region.rows[0], last - region.rows[0])
         assert region.whole or (first, last) == region.rows, "the plan keeps columns whole"
         if region.exact:
-            yield Aim(rows, region.whole, Span(region.basis), region.wanted[own] if region.whole else region.wanted)
+            yield Aim(rows, region.whole, region.span, region.wanted[own] if region.whole else region.wanted)
         else:
             assert before is not None, "Δ is measured"
-            aim = Aim(rows, region.whole, Span(region.basis), region.wanted)
-            span, wanted = completed(region.basis, aim.vectors(exact) - aim.vectors(before))
+            aim = Aim(rows, region.whole, region.span, region.wanted)
+            span, wanted = region.span.completed(aim.vectors(exact) - aim.vectors(before))
             yield Aim(rows, region.whole, span, wanted)

@@ -21,7 +21,7 @@ from merge.placement import layers
 from merge.placement.layers import outline
 
 RUN_FILE = "merge-run.jsonl"
-ENGINE = {"name": "mergegate", "version": version("mergegate"), "plan": "3"}  # plan: the format that digests are of
+ENGINE = {"name": "mergegate", "version": version("mergegate"), "plan": "4"}  # plan: the format that digests are of
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from certify.encodings.coded import companions
 from certify.errors import DamagedError, NotInterpretedError
 from certify.expect.ledger import Ledger
 from certify.finding import Figure, Finding, Outcome
@@ -43,9 +44,8 @@ def logits(
     base: Checkpoint, merged: Checkpoint, ledger: Ledger, adapters: Sequence[Adapter], weights: Sequence[float], criterion: str
 ) -> Finding:
     """Seven forwards of the whole model from disk. Memory: one matrix, and seven sets of logits."""
-    if gone := sorted(
-        name for name, held in base.tensors.items() if name not in merged.tensors or merged.tensors[name].shape != held.shape
-    ):
+    there, scales = merged.tensors, companions(base.tensors)
+    if gone := sorted(n for n, held in base.tensors.items() if n not in scales and (n not in there or there[n].shape != held.shape)):
         sentence = f"not run: {gone[0]} is missing from the merged checkpoint, or has another shape"
         return Finding(CODE, SUBJECT, Outcome.NOT_INTERPRETED, sentence)
     if ledger.unjudged or not ledger.touched:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from certify.finding import Finding, Outcome
+from certify.encodings.coded import companions
+from certify.finding import Figure, Finding, Outcome
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import FLOATS, TARGETS
 
@@ -18,19 +19,19 @@ class Demand:
     dtypes: tuple[str, ...]
 
 
-def completeness(subject: str, base: Checkpoint, merged: Checkpoint, demand: Demand | None, *, gone: bool = False) -> Finding:
+def completeness(subject: str, base: Checkpoint, merged: Checkpoint, demand: Demand | None, *, gone: str = "") -> Finding:
     """One key of base ∪ merged ∪ what the adapters add.
 
-    demand: None where the base has no such tensor, or cannot be read      gone: the adapters declare that it is not there any more
+    demand: None where the base has no such tensor, or cannot be read      gone: why it must not be there any more
     """
     here, there = merged.tensors.get(subject), base.tensors.get(subject)
     stated = f"; its index names {merged.weight_map[subject]}" if subject in merged.weight_map else ""
     if gone and here is None:
         return Finding(CODE, subject, Outcome.PASSED, figures={"gone": True})
-    if demand is None and (there is None or gone) and (gone or subject not in base.weight_map):
+    if gone or (demand is None and there is None and subject not in base.weight_map):
         size = here.described() if here else ""
-        what = "belongs to a layer that the adapter leaves out" if gone else "is not a tensor of the base"
-        return Finding(CODE, subject, Outcome.FAILED, f"{size} {what}", {"problem": "extra"})
+        figures: dict[str, Figure] = {"problem": "extra"} | ({"left_over": True} if gone else {})
+        return Finding(CODE, subject, Outcome.FAILED, f"{size} {gone or 'is not a tensor of the base'}", figures)
     if here is None:
         has = there.described() if there else f"a tensor {demand.shape} was expected" if demand else "it in its index"
         sentence = f"missing{stated}; " + (f"the base has {has}" if there or demand is None else has)
@@ -48,15 +49,15 @@ def completeness(subject: str, base: Checkpoint, merged: Checkpoint, demand: Dem
 
 
 def main_dtype(base: Checkpoint) -> str | None:
-    """The one of BF16, F16, F32 that holds the most elements of the base; None if it has no such tensor."""
-    held = dict.fromkeys(FLOATS, 0)
-    for tensor in base.tensors.values():
-        if tensor.dtype in held:
+    """The one of BF16, F16, F32 that holds the most elements of the base, scales aside; None if it has no such tensor."""
+    held, scales = dict.fromkeys(FLOATS, 0), companions(base.tensors)
+    for name, tensor in base.tensors.items():
+        if tensor.dtype in held and name not in scales:
             held[tensor.dtype] += tensor.entry.elements
     most = max(held, key=lambda name: held[name])
     return most if held[most] else None
 
 
-def expected_dtype(stored: str, main: str | None, output_dtype: str) -> str:
-    """What a base tensor becomes: tensors of the main dtype are converted to the declared one, all others are carried as they are."""
-    return stored if output_dtype == "same" or stored != main else TARGETS[output_dtype]
+def expected_dtype(stored: str, main: str | None, output_dtype: str, *, decoded: bool = False) -> str:
+    """What a base tensor becomes: what is of the main dtype, or quantised, is converted to the declared one, all others are carried."""
+    return stored if output_dtype == "same" or (stored != main and not decoded) else TARGETS[output_dtype]

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from certify.bounds import Bound, Delta, beyond_rounding, bound, half_ulp
+from certify.bounds import Bound, Delta, beyond_rounding
 from certify.diagnosis import diagnose
 from certify.errors import DamagedError
-from certify.expect.expectation import Expectation, Part, factors
+from certify.expect.expectation import Expectation, Part, columns_of, factors
 from certify.expect.target import BLOCK, Block, Target
 from certify.fidelity import Fidelity
 from certify.finding import Figure, Finding, Outcome
+from certify.grid import Grid
 from certify.inputs.adapter import AdapterTensor
-from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
 from certify.mistakes import mistaken
 from certify.relatives import Relative
@@ -24,7 +24,7 @@ CODE = "C4"
 TITLE = "merged tensors are W + Δ, rounded as declared, and every adapter tensor is used"
 TOLD = 0.05 / 2  # of ‖Δ‖: halfway to the smallest lack of a delta that the gate claims to see, the ×0.95 that C6 plants
 RATIO_MAX = 1e30  # what NaN and infinity count as
-Listener = Callable[[int, Tensor, Tensor], None]  # first row, rows of the base, rows of the merged tensor
+Listener = Callable[[Block, Tensor, Grid], None]  # the expectation of some rows, these rows as stored, what can stand there
 
 
 def merged_tensor(
@@ -48,10 +48,10 @@ def merged_tensor(
     try:
         deltas = [factors(part) for part in parts]
         tally = Tally(base.shape, Fidelity.of(deltas, parts[0].orientation, noisy=criterion == "faithful"))
-        for row, ours, theirs in blocks(base, merged):
-            tally.judge(Block(row, ours, tuple(rows_of(delta, row, len(ours)) for delta in deltas)), theirs, criterion)
+        for block, theirs, grid in expected(base, merged, deltas):
+            tally.judge(block, theirs, grid, criterion)
             if listener:
-                listener(row, ours, theirs)
+                listener(block, theirs, grid)
         figures = tally.figures()
         if not tally.beyond:
             return tally.within(subject, figures)
@@ -65,9 +65,7 @@ def merged_tensor(
     return Finding(CODE, subject, Outcome.FAILED, f"{tally.sentence()}; {cause.sentence}", figures)
 
 
-def composed_tensor(
-    subject: str, expectation: Expectation, merged: Stored, criterion: str, listener: Callable[[Block, Tensor], None] | None = None
-) -> Finding:
+def composed_tensor(subject: str, expectation: Expectation, merged: Stored, criterion: str, listener: Listener | None = None) -> Finding:
     """Any other touched tensor: experts, convolutions, biases, DoRA, replaced rows, tensors that the base has not.
 
     The interval is that of `certify.bounds`, with its gain; a replaced row is the adapter's own value, converted once.
@@ -75,11 +73,10 @@ def composed_tensor(
     try:
         target = Target(expectation, criterion)
         tally = Tally((expectation.rows, expectation.columns), Fidelity(None, flipped=False, noisy=criterion == "faithful"))
-        for block, theirs in zip(target.blocks(), merged.spans(target.counts()), strict=True):
-            theirs = theirs.view(block.base.shape)
-            tally.judge(block, theirs, criterion)
+        for block, theirs, grid in target.against(merged):
+            tally.judge(block, theirs, grid, criterion)
             if listener:
-                listener(block, theirs)
+                listener(block, theirs, grid)
         figures = tally.figures()
         if not tally.beyond:
             return tally.within(subject, figures)
@@ -94,11 +91,9 @@ def composed_tensor(
 def replaced_tensor(subject: str, merged: Stored, source: AdapterTensor) -> Finding:
     """One tensor of a module that was trained and saved whole: the adapter's value, rounded once to the stored dtype."""
     try:
-        expected = source.load().to(FLOATS[merged.dtype]).reshape(-1)
         differing = 0
-        for number, theirs in enumerate(merged.elements(BLOCK)):
-            ours = expected[number * BLOCK :][: theirs.numel()]
-            differing += int(((ours != theirs) | ~torch.isfinite(theirs)).sum())
+        for block, theirs, grid in Target(Expectation(source, columns_of(source.shape)), "nearest").against(merged):
+            differing += int(((grid.once(block.base.float()) != theirs) | ~torch.isfinite(theirs)).sum())
     except DamagedError as error:
         return Finding(CODE, subject, Outcome.FAILED, str(error), {"unreadable": True})
     figures: dict[str, Figure] = {"elements": merged.entry.elements, "beyond": differing, "replaced": True}
@@ -132,28 +127,30 @@ class Tally:
     def __post_init__(self) -> None:
         self.rows_beyond, self.columns_beyond = (torch.zeros(size, dtype=torch.int64) for size in self.shape)
 
-    def judge(self, block: Block, merged: Tensor, criterion: str) -> None:
-        """One block of rows. A float32 merge of our own is one of the right ones: rows where it gives the stored values are right."""
+    def judge(self, block: Block, merged: Tensor, grid: Grid, criterion: str) -> None:
+        """One block of rows. A float32 merge of our own is one of the right ones: rows of it, or of its neighbours, are right."""
         W, M, change, own = block.base.float(), merged.float(), block.change(), block.own()
-        self.fidelity.fold(block.row, M - W, change, own, merged.dtype)
+        self.fidelity.fold(block.row, M - W, change, own, grid)
         self.changed += int((M != W).sum())
-        same = ((own.to(merged.dtype) == merged) & torch.isfinite(merged)).all(dim=1)
-        used = (M - own).abs_().div_(half_ulp(own, merged.dtype)).amax(dim=1)  # e is left out: it only makes the ratio smaller
+        same = ((grid.once(own) == merged) & torch.isfinite(merged)).all(dim=1)
+        if criterion == "faithful" and not bool(same.all()):
+            same = (grid.beside(merged, own) & torch.isfinite(merged)).all(dim=1)
+        used = (M - own).abs_().div_(grid.half_step(own)).amax(dim=1)  # e is left out: it only makes the ratio smaller
         self.ratio = max(self.ratio, float(used[same].max()) if bool(same.any()) else 0.0)
         if not bool(same.all()):
             rows = (~same).nonzero().view(-1)
-            some, rows = block.of(rows), rows + block.row
-            right = some.bound(merged.dtype, criterion)
-            self._examine(rows, merged[~same], right)
-            unexplained = beyond_rounding(merged[~same].double(), right, block.base.dtype, merged.dtype, criterion, len(block.deltas))
+            some, grid, rows = block.of(rows), grid.of(rows), rows + block.row
+            bound = some.bound(grid, criterion)
+            self._examine(rows, merged[~same], bound, grid)
+            unexplained = beyond_rounding(merged[~same].double(), bound, block.base.dtype, grid, criterion, len(block.deltas))
             self.unexplained += float(unexplained.square_().sum())
-            self.due += float((right.exact - some.base.double()).square_().sum())
+            self.due += float((bound.exact - some.base.double()).square_().sum())
 
-    def _examine(self, rows: Tensor, merged: Tensor, right: Bound) -> None:
+    def _examine(self, rows: Tensor, merged: Tensor, right: Bound, grid: Grid) -> None:
         """The rows (their numbers in the tensor) that need the interval itself."""
         M = merged.double()
         outside = ~right.holds(M)
-        ratio = ((M - right.exact).abs() / (half_ulp(right.exact, merged.dtype) + right.slack)).nan_to_num(RATIO_MAX, RATIO_MAX)
+        ratio = ((M - right.exact).abs() / (grid.half_step(right.exact) + right.slack)).nan_to_num(RATIO_MAX, RATIO_MAX)
         self.ratio = max(self.ratio, float(ratio.max()))
         count = int(outside.sum())
         if not count:
@@ -220,16 +217,20 @@ def blocks(base: Stored, merged: Stored) -> Iterator[tuple[int, Tensor, Tensor]]
         yield number * height, ours.view(-1, columns), theirs.view(-1, columns)
 
 
+def expected(base: Stored, merged: Stored, deltas: Sequence[Delta]) -> Iterator[tuple[Block, Tensor, Grid]]:
+    """(what is expected of some rows, these rows of the merged tensor, what can stand there)."""
+    for row, ours, theirs in blocks(base, merged):
+        here = tuple(rows_of(delta, row, len(ours)) for delta in deltas)
+        yield Block(row, ours, here, decoded=base.decoded), theirs, merged.grid(range(row, row + len(ours)))
+
+
 def _holds(expectation: Expectation, merged: Stored, criterion: str) -> bool:
     """The same for any expectation."""
-    target = Target(expectation, criterion)
-    pairs = zip(target.blocks(), merged.spans(target.counts()), strict=True)
-    return all(bool(b.bound(m.dtype, criterion).holds(m.view(b.base.shape).double()).all()) for b, m in pairs)
+    blocks = Target(expectation, criterion).against(merged)
+    return all(bool(block.bound(grid, criterion).holds(theirs.double()).all()) for block, theirs, grid in blocks)
 
 
 def _accepts(base: Stored, merged: Stored, deltas: Sequence[Delta], criterion: str) -> bool:
     """True if another criterion accepts every element; stops at the first block that it refuses."""
-    return all(
-        bool(bound(ours, [rows_of(d, row, len(ours)) for d in deltas], theirs.dtype, criterion).holds(theirs.double()).all())
-        for row, ours, theirs in blocks(base, merged)
-    )
+    blocks = expected(base, merged, deltas)
+    return all(bool(block.bound(grid, criterion).holds(theirs.double()).all()) for block, theirs, grid in blocks)

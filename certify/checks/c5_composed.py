@@ -18,6 +18,7 @@ from torch import Tensor
 from certify.checks.c5_modules import FAULTS, PROBES, Answers
 from certify.expect.expectation import Expectation, factors
 from certify.expect.target import Block
+from certify.grid import Grid
 
 MOST = 4  # experts whose A is mixed into the probes: the first ones
 
@@ -42,15 +43,14 @@ class ComposedAnswers(Answers):
         self._sizes = torch.zeros(rows, dtype=torch.float64)
         self._ranks = max(sum(2 * part.rank + 4 for part in region.parts) for region in expectation.regions) + 4  # the gain's own four
 
-    def hear(self, block: Block, merged: Tensor) -> None:
+    def take(self, block: Block, merged: Tensor, grid: Grid) -> None:
         """Some rows of the tensor, as C4 reads them."""
         into = slice(block.row, block.row + len(merged))
         W, M, own = block.base.float(), merged.float(), block.own()
         for answer, weight in ((self.b, W), (self.m, M), (self.exact, own), (self.d, block.change())):
             answer[:, into] += self.x @ weight.T
         self.u[:, into] += self._unmerged(block, W)
-        merges = [(W + factor * block.change()).to(merged.dtype) for factor in FAULTS]
-        self._reach(self.x, into, block.base, own.to(merged.dtype), merges, block.bound(merged.dtype, self.criterion))
+        self._reach(self.x, into, block, own, [W + factor * block.change() for factor in FAULTS], grid)
         self._sizes[into] = self._added(block)
 
     def _unmerged(self, block: Block, W: Tensor) -> Tensor:

@@ -29,13 +29,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from certify.bounds import U32, Bound, Delta, bound
-from certify.checks.c4_merged import rows_of
+from certify.bounds import U32, Delta
 from certify.errors import CertifyError
 from certify.expect.expectation import Part, factors
 from certify.expect.oracle import hold_formula, shape_class, unmerged
 from certify.expect.place import Orientation
+from certify.expect.target import Block
 from certify.finding import Figure, Finding, Outcome
+from certify.grid import Grid
 
 CODE = "C5"
 TITLE = "adapted modules answer as base + unmerged adapter"
@@ -90,34 +91,33 @@ class Answers:
         shape = (self.x.shape[1], out) if self.flipped else (out, self.x.shape[1])
         return unmerged(self.x, torch.zeros(1, 1).expand(shape), self.deltas, self.orientation)
 
-    def take(self, row: int, base: Tensor, merged: Tensor) -> None:
-        """Rows row … of the stored tensor: some outputs of a Linear, some inputs of a Conv1D."""
-        here = slice(row, row + len(base))
-        chosen = [rows_of(delta, row, len(base)) for delta in self.deltas]
+    def take(self, block: Block, merged: Tensor, grid: Grid) -> None:
+        """Some rows of the stored tensor, as C4 reads them: outputs of a Linear, inputs of a Conv1D."""
+        here = slice(block.row, block.row + len(merged))
         x, into = (self.x[:, here], slice(None)) if self.flipped else (self.x, here)
-        W, M = base.float(), merged.float()
-        added = torch.stack([delta.value() for delta in chosen]).sum(0)
+        W, M = block.base.float(), merged.float()
+        added = torch.stack([delta.value() for delta in block.deltas]).sum(0)
         exact = W + added
         for answer, weight in ((self.b, W), (self.m, M), (self.exact, exact)):
             answer[:, into] += x @ (weight if self.flipped else weight.T)
-        self.u[:, into] += unmerged(x, W, chosen, self.orientation)
-        merges = [(W + factor * added).to(merged.dtype) for factor in FAULTS]
-        self._reach(x, into, base, exact.to(merged.dtype), merges, bound(base, chosen, merged.dtype, self.criterion))
+        self.u[:, into] += unmerged(x, W, block.deltas, self.orientation)
+        self._reach(x, into, block, exact, [W + factor * added for factor in FAULTS], grid)
 
-    def _reach(self, x: Tensor, into: slice, base: Tensor, once: Tensor, faulty: Sequence[Tensor], right: Bound) -> None:
+    def _reach(self, x: Tensor, into: slice, block: Block, own: Tensor, faulty: Sequence[Tensor], grid: Grid) -> None:
         """What right roundings of these rows, and faulty ones, can add to ⟨m − b, d⟩, output by output."""
         x64, d = x.double(), self.d[:, into].double()
         C, along = (x64.T @ d, 0) if self.flipped else (d.T @ x64, 1)
-        W, finfo = base.double(), torch.finfo(once.dtype)
-        low = torch.stack([least for least, _ in right.intervals]).amin(0).clamp_(finfo.min, finfo.max).sub_(W).mul_(C)
-        high = torch.stack([most for _, most in right.intervals]).amax(0).clamp_(finfo.min, finfo.max).sub_(W).mul_(C)
+        W, right = block.base.double(), block.bound(grid, self.criterion)
+        low = grid.finite(torch.stack([least for least, _ in right.intervals]).amin(0)).sub_(W).mul_(C)
+        high = grid.finite(torch.stack([most for _, most in right.intervals]).amax(0)).sub_(W).mul_(C)
         self.low[into] += torch.minimum(low, high).sum(along)
         self.high[into] += torch.maximum(low, high).sum(along)
-        self.expected[into] += (once.double() - W).mul_(C).sum(along)
+        self.expected[into] += (grid.once(own).double() - W).mul_(C).sum(along)
         self.square[into] += W.square().sum(along)
-        for number, merge in enumerate(faulty):
-            self.faults[number, into] += (merge.double() - W).mul_(C).sum(along)
-            self.outside[number] += (~right.holds(merge.double())).sum()
+        for number, value in enumerate(faulty):
+            merge = grid.once(value).double()
+            self.faults[number, into] += (merge - W).mul_(C).sum(along)
+            self.outside[number] += (~right.holds(merge)).sum()
 
     def finding(self, subject: str) -> Finding:
         """The judgement."""

@@ -25,6 +25,7 @@ from certify.expect.target import Block
 from certify.expect.witness import hold_kinds
 from certify.fidelity import Fidelity
 from certify.finding import Figure, Finding, Outcome
+from certify.grid import Grid
 from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
 
@@ -97,7 +98,7 @@ def agree(toy: Toy) -> None:
     delta, W = toy.delta, toy.weight
     wide = W.double()
     x = torch.eye(len(W) if toy.orientation == "in,out" else W.shape[1], dtype=torch.float64)
-    exact = bound(W, [delta], W.dtype, "nearest").exact
+    exact = bound(W, [delta], Grid(W.dtype), "nearest").exact
     room = 4 * (len(x) + delta.rank + 4) * 2.0**-53 * (wide.abs() + delta.double().magnitude())
     for name, answer in (("textbook", textbook), ("PEFT's layer", unmerged)):
         y = answer(x, wide, [delta.double()], toy.orientation)
@@ -123,28 +124,30 @@ def agree(toy: Toy) -> None:
     _demand(_beyond(toy, spoiled) == 1, "the oracle accepts NaN")
 
 
-def power(chosen: Sequence[tuple[str, Stored, str, Sequence[Part]]], criterion: str) -> Finding:
-    """Faults planted in memory in some of this run's tensors: (name, base, dtype of the merged tensor, parts).
+def power(chosen: Sequence[tuple[str, Stored, Stored, Sequence[Part]]], criterion: str) -> Finding:
+    """Faults planted in memory in some of this run's tensors: (name, base, merged tensor, which lends its grid, parts).
 
     Each plant whose values leave the criterion's intervals must be flagged by C4's tally.
     """
     planted = armed = 0
     missed, hidden = [], []
-    for name, base, stored, parts in chosen:
+    for name, base, merged, parts in chosen:
         rows = _spread(base)
         try:
-            W, deltas = base.rows(rows), [factors(part) for part in parts]
+            W, grid, deltas = base.rows(rows), merged.grid(rows), [factors(part) for part in parts]
         except DamagedError:  # C1 and C4 tell
             hidden.append(f"{name} cannot be read")
             continue
         here = [Delta(d.left[rows], d.right, d.scaling, d.dtype) for d in deltas]
-        right = bound(W, here, FLOATS[stored], criterion)
-        for fault, spoiled in _faults(W, here, deltas, rows, FLOATS[stored]):
+        block = Block(0, W, tuple(here), decoded=base.decoded)
+        right = block.bound(grid, criterion)
+        for fault, value in _faults(W, here, deltas, rows):
+            spoiled = grid.once(value)
             if bool(right.holds(spoiled.double()).all()):
                 hidden.append(f"{fault} in {name}")
                 continue
             planted += 1
-            if _flagged(W, spoiled, here, criterion):
+            if _counted(block, spoiled, grid, criterion):
                 armed += 1
             else:
                 missed.append(f"{fault} in {name}")
@@ -166,13 +169,11 @@ def self_check(findings: Sequence[Finding]) -> dict[str, Any]:
     return counts | {"not_armable": str(figures.get("not_armable", "")).splitlines()}
 
 
-def _faults(
-    W: Tensor, here: Sequence[Delta], whole: Sequence[Delta], rows: Sequence[int], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """Each fault by name, and what these rows would hold. here: the deltas of these rows; whole: of all rows."""
+def _faults(W: Tensor, here: Sequence[Delta], whole: Sequence[Delta], rows: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
+    """Each fault by name, and what these rows would hold, unrounded. here: the deltas of these rows; whole: of all rows."""
 
     def merged(factor: float, deltas: Sequence[Delta] = here) -> Tensor:
-        return (W.float() + factor * sum(delta.value() for delta in deltas)).to(dtype)
+        return W.float() + factor * sum(delta.value() for delta in deltas)
 
     yield "a missing delta", merged(0.0)
     yield "a delta × 0.95", merged(0.95)
@@ -183,15 +184,14 @@ def _faults(
     yield "an unmerged tile", tile
 
 
-def _flagged(W: Tensor, spoiled: Tensor, deltas: Sequence[Delta], criterion: str) -> bool:
-    tally = c4_merged.Tally(tuple(W.shape), Fidelity(None, flipped=False, noisy=False))
-    tally.judge(Block(0, W, tuple(deltas)), spoiled, criterion)
-    return tally.beyond > 0
-
-
 def _beyond(toy: Toy, merged: Tensor) -> int:
-    tally = c4_merged.Tally(tuple(merged.shape), Fidelity(None, flipped=False, noisy=False))
-    tally.judge(Block(0, toy.weight, (toy.delta,)), merged, "nearest")
+    return _counted(Block(0, toy.weight, (toy.delta,)), merged, Grid(merged.dtype), "nearest")
+
+
+def _counted(block: Block, stored: Tensor, grid: Grid, criterion: str) -> int:
+    """How many elements C4's tally refuses."""
+    tally = c4_merged.Tally((len(stored), stored.shape[1]), Fidelity(None, flipped=False, noisy=False))
+    tally.judge(block, stored, grid, criterion)
     return tally.beyond
 
 

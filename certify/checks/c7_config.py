@@ -4,7 +4,9 @@ import re
 from typing import Any
 
 from certify.checks.c2_completeness import main_dtype
+from certify.checks.c7_quantisation import contradiction, quantised, without
 from certify.checks.c7_unread import unread_problems
+from certify.encodings.declaration import STATED
 from certify.expect.declared import Declared
 from certify.expect.meaning import config_meaning, differences, without_noise
 from certify.inputs.checkpoint import Checkpoint
@@ -14,14 +16,12 @@ from certify.inputs.strict_json import read_object
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # a header's dtype → what a configuration calls it
 DTYPE_KEYS = ("dtype", "torch_dtype")
-QUANTISATION = "quantization_config"
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 TEXT = ("text_config", "llm_config", "language_config", "decoder")  # sections that describe the model of text
 HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # classes that cannot be without an output head
-QUANTISED = ("weight_scale_inv", "weight_scale", "qweight", "weight_packed", "_scales", "_blocks", "weight_zero_point")
 
 
 def config_problems(base: Checkpoint, merged: Checkpoint, output_dtype: str, declared: Declared | None = None) -> list[str]:
@@ -33,14 +33,16 @@ def config_problems(base: Checkpoint, merged: Checkpoint, output_dtype: str, dec
     ours, theirs = config_meaning(merged.directory) or found, config_meaning(base.directory) or expected
     if ours is found or theirs is expected:
         ours, theirs = found, expected
-    excused = {QUANTISATION} if _quantised(base) and not _quantised(merged) else set()
-    already = against_tensors(theirs, base)
+    already, codes = against_tensors(theirs, base), "" if contradiction(expected, base) else contradiction(found, merged)
+    if quantised(base) and (output_dtype != "same" or not quantised(merged)):
+        found, expected, ours, theirs = (without(side) for side in (found, expected, ours, theirs))
     if declared is not None:
         theirs, expected = (as_declared(side, declared, ours) for side in (theirs, expected))
-    told = differences(_compared(ours, excused), _compared(theirs, excused))
-    raw, stated = _compared(found, excused), _compared(expected, excused)
+    told = differences(without_noise(ours), without_noise(theirs))
+    raw, stated = without_noise(found), without_noise(expected)
     told = list(dict.fromkeys((*told, *_conflicts(raw, stated, theirs), *unread_problems(raw, stated, ours, theirs))))
     told += [line for key, line in against_tensors(ours, merged).items() if key not in already]
+    told += [codes] if codes else []
     return told + _dtype_problems(found, expected, main_dtype(base), output_dtype)
 
 
@@ -65,16 +67,12 @@ def against_tensors(config: dict[str, Any], checkpoint: Checkpoint) -> dict[str,
     """Kind of contradiction → sentence, wherever a configuration and the tensors beside it cannot both be right."""
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     assert isinstance(text, dict)
-    return _vocabulary(text, checkpoint) | _layers(text, checkpoint) | _tie(config, text, checkpoint) | _quantisation(config, checkpoint)
+    return _vocabulary(text, checkpoint) | _layers(text, checkpoint) | _tie(config, text, checkpoint)
 
 
 def embedding_rows(checkpoint: Checkpoint) -> int | None:
     """Rows of the largest token embedding; None where no tensor has a name that is known for one."""
     return max((tensor.shape[0] for name, tensor in checkpoint.tensors.items() if name.endswith(EMBEDDINGS) and tensor.shape), default=None)
-
-
-def _compared(config: dict[str, Any], excused: set[str]) -> Any:
-    return without_noise({key: value for key, value in config.items() if key not in excused})
 
 
 def _conflicts(found: Any, expected: Any, meaning: Any, path: str = "") -> list[str]:
@@ -125,19 +123,6 @@ def _tie(config: dict[str, Any], text: dict[str, Any], checkpoint: Checkpoint) -
     return {"tie": "tie_word_embeddings is true, yet the output head differs from the embedding; a loader throws the head away"}
 
 
-def _quantisation(config: dict[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
-    announced, there = bool(config.get(QUANTISATION)), _quantised(checkpoint)
-    if announced and not there:
-        return {"quantisation": f"{QUANTISATION} is announced, no tensor is quantised"}
-    if there and not announced:
-        return {"quantisation": f"tensors are quantised, {QUANTISATION} is absent"}
-    return {}
-
-
-def _quantised(checkpoint: Checkpoint) -> bool:
-    return any(tensor.dtype.startswith(("F8", "F4", "F6")) or name.endswith(QUANTISED) for name, tensor in checkpoint.tensors.items())
-
-
 def _dtype_problems(found: dict[str, Any], expected: dict[str, Any], main: str | None, output_dtype: str) -> list[str]:
     """Every stated dtype is that of the tensors as declared; where nothing was declared, the base's own word may stand as well."""
     stated, before = _stated(found), _stated(expected)
@@ -158,6 +143,6 @@ def _stated(config: dict[str, Any], path: str = "") -> dict[str, dict[str, str]]
     words = {key: str(config[key]).removeprefix("torch.") for key in DTYPE_KEYS if config.get(key)}
     told = {path: words} if words else {}
     for key, value in config.items():
-        if isinstance(value, dict) and key != QUANTISATION:
+        if isinstance(value, dict) and key not in STATED:
             told |= _stated(value, f"{path}.{key}" if path else key)
     return told

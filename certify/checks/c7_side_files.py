@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from certify.checks.c7_config import config_problems, embedding_rows
+from certify.checks.c7_quantisation import EXPORTED, quantised
 from certify.checks.c7_tokenizer import Problems, tokenizer_problems
 from certify.errors import DamagedError
 from certify.expect.declared import Declared
@@ -61,6 +62,8 @@ class SideFiles:
         if is_tokenizer(name):
             return self._tokenizer.get(name, [])
         found, expected = self.merged.directory / name, self.base.directory / name
+        if name == EXPORTED and self.output_dtype != "same":
+            return ["speaks of a quantisation that the declared output has not"] if found.is_file() and quantised(self.base) else []
         if not expected.is_file():
             return self._added(name, found)
         if not found.is_file():

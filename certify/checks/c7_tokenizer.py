@@ -103,9 +103,14 @@ def _why(path: Path) -> str:
 
 
 def _compare_files(merged: Path, source: Path, names: set[str] | frozenset[str], loaded: bool, problems: Problems) -> None:
-    """File by file. Where a loader has read both alike, a file that it did not need may be absent, or written another way."""
+    """File by file. Where a loader has read both alike, a file that it did not need may be absent, or written another way.
+
+    tokenizer.json is judged by itself where transformers reads a versioned file in its place: other libraries go on reading it.
+    """
+    versioned = bool(_object(merged / TOKENIZER_CONFIG).get("fast_tokenizer_files"))
+    read = ((TOKENIZER_CONFIG,) if versioned else (TOKENIZER_JSON, TOKENIZER_CONFIG)) if loaded else ()
     for name in sorted(names):
-        if name in (TEMPLATE, OLD_TEMPLATE) or name.startswith(MORE_TEMPLATES) or (loaded and name in (TOKENIZER_JSON, TOKENIZER_CONFIG)):
+        if name in (TEMPLATE, OLD_TEMPLATE, *read) or name.startswith(MORE_TEMPLATES):
             continue
         if not (source / name).is_file():
             continue

@@ -21,7 +21,6 @@ from certify.expect.ledger import Ledger
 from certify.finding import Figure, Finding, Outcome
 from certify.inputs.adapter import Adapter
 from certify.inputs.checkpoint import Checkpoint
-from certify.inputs.dtypes import FLOATS
 from certify.layers.answers import OUTPUT
 from certify.layers.forward import Forward, StoppedError
 from certify.layers.needs import Needs
@@ -153,7 +152,7 @@ def _refused(unit: Unit) -> Finding | None:
         return Finding(CODE, unit.path, Outcome.FAILED, sentence)
     if unknown := sorted(unit.keys & ledger.unjudged.keys()):
         return Finding(CODE, unit.path, Outcome.NOT_INTERPRETED, f"{unknown[0]}: {ledger.unjudged[unknown[0]]}")
-    if coded := sorted(key for key in unit.keys if merged[key].dtype not in FLOATS):
+    if coded := sorted(key for key in unit.keys if merged[key].numbers is None):
         return Finding(CODE, unit.path, Outcome.NOT_INTERPRETED, f"{coded[0]} is stored as {merged[coded[0]].dtype}, which is not decoded")
     return None
 

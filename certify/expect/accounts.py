@@ -98,10 +98,11 @@ class Accounts:
 
     def known_dtypes(self, key: str, *names: str) -> None:
         """Raises NotInterpretedError unless everything is stored in a float dtype that this version computes with."""
-        held = [self.base.tensors[key].dtype] if key in self.base.tensors else []
-        for dtype in (*held, *(self.tensor(name).dtype for name in names)):
-            if dtype not in FLOATS:
-                raise NotInterpretedError(f"{key}: stored as {dtype}; known are {', '.join(FLOATS)}")
+        unknown = [self.tensor(name).dtype for name in names if self.tensor(name).dtype not in FLOATS]
+        if key in self.base.tensors and self.base.tensors[key].numbers is None:
+            unknown.insert(0, self.base.tensors[key].dtype)
+        if unknown:
+            raise NotInterpretedError(f"{key}: stored as {unknown[0]}; known are {', '.join(FLOATS)}")
 
     def _settle(self, group: Group, settle: Callable[["Accounts", Group, Terms], None]) -> None:
         assert self.terms is not None

@@ -93,7 +93,9 @@ def _enter(key: str, draft: Draft, places: Names, made: Composed) -> None:
     if draft.start is not None and draft.start.shape != made.base.tensors[key].shape:
         _resized(key, draft, places, made)
     start = made.base.tensors[key]
-    if draft.tokens and max(draft.tokens) >= (draft.start or start).shape[0]:
+    if draft.convolution and start.decoded:
+        made.unjudged[key] = "a quantised convolution is not interpreted"
+    elif draft.tokens and max(draft.tokens) >= (draft.start or start).shape[0]:
         made.findings.append(Finding(CODE, key, Outcome.FAILED, f"row {max(draft.tokens)} is replaced, beyond its {start.shape[0]} rows"))
     elif draft.plain and draft.parts and len(start.shape) == 2:
         made.parts[key] = tuple(part for _, part in draft.parts)

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 
+from certify.encodings.coded import companions
 from certify.errors import NotInterpretedError
 from certify.expect.declared import Declared
 from certify.expect.names import PREFIX
@@ -109,7 +110,7 @@ def checkpoint_report(checkpoint: Checkpoint) -> Report:
         config = LoadStateDictConfig(device_map={"": "meta"}, dtype=model.dtype, weight_mapping=get_model_conversion_mapping(model))
         info = None
         try:
-            info, _ = type(model)._load_pretrained_model(model, _hollow(checkpoint.tensors), None, config)
+            info, _ = type(model)._load_pretrained_model(model, _hollow(_weights(checkpoint)), None, config)
             type(model)._finalize_model_loading(model, config, info)
         except Exception as error:  # RuntimeError after its report; or whatever a converter happens to raise
             report.refused = _short(str(error))
@@ -143,6 +144,12 @@ def adapter_report(base: Checkpoint, adapter: Adapter) -> Report:
         except Exception as error:  # unknown tuners, names of an older module tree, tensors that do not fit …
             report.refused = _short(f"{type(error).__name__}: {error}")
     return report
+
+
+def _weights(checkpoint: Checkpoint) -> dict[str, Stored]:
+    """Without the scales, which a quantiser reads on the loader's behalf."""
+    read = companions(checkpoint.tensors)
+    return {name: tensor for name, tensor in checkpoint.tensors.items() if name not in read}
 
 
 def _hollow(tensors: Mapping[str, Stored] | Mapping[str, AdapterTensor]) -> dict[str, Tensor]:

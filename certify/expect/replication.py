@@ -26,7 +26,7 @@ def expanded(base: Checkpoint, model: Any, sources: Sequence[int]) -> Checkpoint
     tensors: dict[str, Stored] = {}
     homes: dict[str, tuple[str, ...]] = {}
     for key, stored in base.tensors.items():
-        place = places.all.get(key)
+        place = places.all.get(key) or places.all.get(f"{key.rpartition('.')[0]}.weight")  # a scale goes with its weight
         layer = inside.match(place.parameter) if place else None
         names = [key] if layer is None else [_renumbered(key, layer[1], n) for n, source in enumerate(sources) if source == int(layer[1])]
         tensors |= dict.fromkeys(names, stored)

@@ -9,18 +9,21 @@ from torch import Tensor
 
 from certify.bounds import Bound, Delta, Gain, bound, reach
 from certify.expect.expectation import Expectation, Region, factors
+from certify.grid import Grid
+from certify.inputs.stored import Stored
 
 BLOCK = 1 << 19  # elements per block; its float64 twin has 4 MiB
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows row … row + n of a tensor: gain ∘ (base + Σ deltas). base (n, columns) as it is stored."""
+    """Rows row … row + n of a tensor: gain ∘ (base + Σ deltas). base (n, columns) as it is stored, or decoded, float32."""
 
     row: int
     base: Tensor
     deltas: tuple[Delta, ...]
     gain: Gain | None = None
+    decoded: bool = False
 
     def delta(self) -> Tensor:
         """Σ deltas, float32."""
@@ -37,8 +40,8 @@ class Block:
         """What the adapter makes of these rows, less what they were, float32."""
         return self.delta() if self.gain is None else self.own() - self.base.float()
 
-    def bound(self, stored: torch.dtype, criterion: str) -> Bound:
-        return bound(self.base, self.deltas, stored, criterion, self.gain)
+    def bound(self, grid: Grid, criterion: str) -> Bound:
+        return bound(self.base, self.deltas, grid, criterion, self.gain, decoded=self.decoded)
 
     def of(self, rows: Tensor) -> "Block":
         """Some of the rows (numbers within the block); `row` has no meaning then."""
@@ -46,14 +49,14 @@ class Block:
         gain = self.gain
         if gain is not None and len(gain.value) > 1:
             gain = Gain(gain.value[rows], gain.error[rows])
-        return Block(0, self.base[rows], deltas, gain)
+        return Block(0, self.base[rows], deltas, gain, self.decoded)
 
 
 class Target:
     """One expectation, ready to be computed. Raises DamagedError where a file ends early."""
 
     def __init__(self, expectation: Expectation, criterion: str) -> None:
-        self.expectation, self._criterion = expectation, criterion
+        self.expectation, self._criterion, self._decoded = expectation, criterion, expectation.start.decoded
         self._magnitude = expectation.magnitude.load().double().reshape(-1) if expectation.magnitude else None
         self._rows = expectation.token_rows.load() if expectation.token_rows else None
         self._places = {row: place for place, row in enumerate(expectation.tokens)}
@@ -76,14 +79,20 @@ class Target:
         for (row, height), base in zip(self.spans(), starts, strict=True):
             yield self._block(row, base.view(height, self.expectation.columns))
 
+    def against(self, merged: Stored) -> Iterator[tuple[Block, Tensor, Grid]]:
+        """(what is expected of some rows, these rows of the merged tensor, what can stand there)."""
+        for block, theirs in zip(self.blocks(), merged.spans(self.counts()), strict=True):
+            rows = range(block.row, block.row + len(block.base))
+            yield block, theirs.view(block.base.shape), merged.grid(rows)
+
     def _block(self, row: int, base: Tensor) -> Block:
         base, deltas = self._replaced(row, base), self._deltas(row, len(base))
         gain = self._along_columns
         if gain is None and self._magnitude is not None:
-            v, e = reach(base, [delta.double() for delta in deltas], self._criterion)
+            v, e = reach(base, [delta.double() for delta in deltas], self._criterion, decoded=self._decoded)
             squares, errors = v.square().sum(1, keepdim=True), e.square().sum(1, keepdim=True)
             gain = Gain.of(self._magnitude[row : row + len(base), None], squares, errors, base.shape[1])
-        return Block(row, base, deltas, gain)
+        return Block(row, base, deltas, gain, self._decoded)
 
     def _replaced(self, row: int, base: Tensor) -> Tensor:
         """The block with the adapter's rows in it."""
@@ -111,7 +120,7 @@ class Target:
         starts = self.expectation.start.spans(self.counts())
         for (row, height), base in zip(self.spans(), starts, strict=True):
             deltas = self._deltas(row, height)
-            v, e = reach(base.view(height, -1), [delta.double() for delta in deltas], self._criterion)
+            v, e = reach(base.view(height, -1), [delta.double() for delta in deltas], self._criterion, decoded=self._decoded)
             squares += v.square().sum(0)
             errors += e.square().sum(0)
         return Gain.of(self._magnitude[None, :], squares, errors, self.expectation.rows)

@@ -172,8 +172,8 @@ def _replication(value: Any) -> tuple[int, ...] | None:
     """[[first, after the last], …] as the layers themselves."""
     if not value:
         return None
-    layers = tuple(layer for first, last in value for layer in range(first, last))
-    if not layers or min(layers) < 0 or len(layers) > 10_000:
+    ranges = [range(first, last) for first, last in value]
+    if sum(map(len, ranges)) > 10_000 or not (layers := tuple(layer for found in ranges for layer in found)) or min(layers) < 0:
         raise ValueError(f"layer_replication is {value!r}")
     return layers
 

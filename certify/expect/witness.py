@@ -17,6 +17,7 @@ from certify.expect.expectation import Cut, Expectation, Part, Region
 from certify.expect.place import Orientation
 from certify.expect.skeleton import quiet
 from certify.expect.target import Target
+from certify.grid import Grid
 from certify.inputs.adapter import AdapterTensor
 
 RANK, ALPHA = 2, 3
@@ -58,7 +59,7 @@ def hold_kinds() -> None:
                 acted = toy.weight(live)
         expectation = toy.recipe(base, {name: _held(value) for name, value in saved.items()})
         target = Target(expectation, "nearest")
-        exact = torch.cat([block.bound(torch.float32, "nearest").exact for block in target.blocks()]).reshape(expectation.shape)
+        exact = torch.cat([block.bound(Grid(torch.float32), "nearest").exact for block in target.blocks()]).reshape(expectation.shape)
         room = 64 * U64 * exact.abs().max()  # sums of at most 8 terms of this size, on both sides
         if not bool(((acted - exact).abs() <= room).all()):
             raise CertifyError(

@@ -27,6 +27,10 @@ class AdapterTensor:
     shape: tuple[int, ...]
     source: Stored | torch.Tensor
 
+    @property
+    def decoded(self) -> bool:
+        return False
+
     def load(self) -> torch.Tensor:
         """The tensor in its stored dtype. Raises DamagedError where the file ends early."""
         return self.source if isinstance(self.source, torch.Tensor) else self.source.load()

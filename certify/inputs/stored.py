@@ -1,13 +1,14 @@
 """One tensor on disk, read piece by piece: memory is a block, never a tensor."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from certify.errors import DamagedError
+from certify.grid import Grid
 from certify.inputs.digests import Digests
 from certify.inputs.dtypes import FLOATS
 from certify.inputs.header import Entry
@@ -31,6 +32,20 @@ class Stored:
     def shape(self) -> tuple[int, ...]:
         return self.entry.shape
 
+    @property
+    def numbers(self) -> torch.dtype | None:
+        """The dtype in which its numbers are read; None where this version computes with none of them."""
+        return FLOATS.get(self.dtype)
+
+    @property
+    def decoded(self) -> bool:
+        """Whether its numbers are worked out of others."""
+        return False
+
+    def grid(self, numbers: Sequence[int]) -> Grid:  # noqa: ARG002 where numbers are codes it matters which rows are asked for
+        """What can stand in some rows of it, seen as a matrix."""
+        return Grid(FLOATS[self.dtype])
+
     def described(self) -> str:
         return f"{self.dtype} {self.shape}"
 
@@ -46,7 +61,11 @@ class Stored:
 
     def spans(self, counts: Iterable[int]) -> Iterator[torch.Tensor]:
         """The tensor flattened, in pieces of so many elements each. Raises DamagedError where the file ends early."""
-        dtype, first = FLOATS[self.dtype], 0
+        return self.pieces(counts, FLOATS[self.dtype])
+
+    def pieces(self, counts: Iterable[int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """The same, read as elements of a dtype that is as wide as the stored one."""
+        first = 0
         with _Opened(self.path, self.digests) as file:
             for count in counts:
                 data = file.read(self.entry.start + first * dtype.itemsize, count * dtype.itemsize)
@@ -56,10 +75,12 @@ class Stored:
     def rows(self, numbers: Iterable[int]) -> torch.Tensor:
         """Some rows of a matrix, in their stored float dtype. Raises DamagedError where the file ends early."""
         dtype, columns = FLOATS[self.dtype], self.shape[1]
-        step = columns * dtype.itemsize
+        return torch.frombuffer(self.raw_rows(numbers, columns * dtype.itemsize), dtype=dtype).view(-1, columns)
+
+    def raw_rows(self, numbers: Iterable[int], step: int) -> bytearray:
+        """The stored bytes of some rows of `step` bytes each."""
         with _Opened(self.path, self.digests) as file:
-            data = bytearray().join(file.read(self.entry.start + number * step, step) for number in numbers)
-        return torch.frombuffer(data, dtype=dtype).view(-1, columns)
+            return bytearray().join(file.read(self.entry.start + number * step, step) for number in numbers)
 
     def load(self) -> torch.Tensor:
         """The whole tensor: for adapters, whose tensors are thin."""

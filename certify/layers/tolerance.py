@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from certify.bounds import U32
-from certify.layers.weights import SHAKE
+from certify.layers.shaken import SHAKE
 
 RISK = 1e-6  # with which a sound unit may be refused
 T = -math.log(RISK)

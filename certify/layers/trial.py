@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from certify.bounds import U32
-from certify.inputs.dtypes import FLOATS
 from certify.layers.answers import EXPERTS, OUTPUT, Answer, first_tensor
 from certify.layers.tolerance import admissible, float32_noise, tail
 from certify.layers.unit import Call, Unit
@@ -136,4 +135,4 @@ def _size(u: Answer, call: Call, *, layer: bool) -> float:
 def _converted(unit: Unit) -> bool:
     """Whether the merged checkpoint stores something of this unit in another dtype than the base."""
     base, merged = unit.weights.base.tensors, unit.weights.merged.tensors
-    return any(base[key].dtype != merged[key].dtype for key in unit.keys if merged[key].dtype in FLOATS)
+    return any(base[key].dtype != merged[key].dtype for key in unit.keys if merged[key].numbers is not None)

@@ -6,16 +6,15 @@ merged      what the merged checkpoint holds            admissible  rounded, mov
 shaken      exact, every number of W + Δ, of A and of B perturbed by chance: how strongly the unit answers to errors of its weights
 """
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from certify.bounds import Delta
 from certify.checks.c4_merged import rows_of
 from certify.errors import NotInterpretedError
 from certify.expect.expectation import factors
@@ -26,10 +25,10 @@ from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
 from certify.layers.layout import Layout
 from certify.layers.meter import Meter
+from certify.layers.shaken import shaken, shaken_factors, signs
 from certify.layers.unmerged import Unmerged
 
 Kind = Literal["base", "unmerged", "exact", "rounded", "merged", "admissible", "shaken"]
-SHAKE = 2.0**-12  # relative size of the perturbation: far above float32's own noise, small enough for a linear answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +130,10 @@ class Weights:
             return self._added(key, rows, "exact")
         if kind in ("base", "unmerged") or left or not self._adapted(key):
             value = self._stored(key, rows)
-            value = self._rounded(key, value) if kind in ("rounded", "admissible") else value
+            value = self._rounded(key, value, _first_row(value, rows)) if kind in ("rounded", "admissible") else value
         else:
             value = self._added(key, rows, kind)
-        return _shaken(key, value) if kind == "shaken" else value
+        return shaken(key, value) if kind == "shaken" else value
 
     def _adapted(self, key: str) -> bool:
         return key in self.ledger.parts or key in self.ledger.composed
@@ -160,13 +159,13 @@ class Weights:
             here = slice(row - first, row - first + len(W))
             chosen = [rows_of(delta, row, len(W)) for delta in deltas]
             if kind == "shaken":
-                chosen = [_shaken_factors(key, row, delta) for delta in chosen]
+                chosen = [shaken_factors(key, row, delta) for delta in chosen]
             added = chosen[0].value() if len(chosen) == 1 else torch.stack([delta.value() for delta in chosen]).sum(0)
             out[here] = W.float() + added
             if kind in ("rounded", "admissible"):
-                out[here] = self._rounded(key, out[here])
+                out[here] = self._rounded(key, out[here], row)
             if kind == "admissible":
-                out[here] += self._room(key, row, out[here], Block(row, W, tuple(chosen)))
+                out[here] += self._room(key, row, out[here], Block(row, W, tuple(chosen), decoded=base.decoded))
         return out
 
     def _composed(self, key: str, rows: slice | None, kind: Kind) -> Tensor:
@@ -174,31 +173,35 @@ class Weights:
         self.reading, made = key, []
         for block in Target(self.ledger.composed[key], self.criterion).blocks():
             if kind == "shaken":
-                block = replace(block, deltas=tuple(_shaken_factors(key, block.row, delta) for delta in block.deltas))
+                block = replace(block, deltas=tuple(shaken_factors(key, block.row, delta) for delta in block.deltas))
             value = block.own()
-            value = self._rounded(key, value) if kind in ("rounded", "admissible") else value
+            value = self._rounded(key, value, block.row) if kind in ("rounded", "admissible") else value
             made.append(value + self._room(key, block.row, value, block) if kind == "admissible" else value)
         whole = torch.cat(made).reshape(self.ledger.composed[key].shape)
         return whole if rows is None else whole[rows]
 
     def _room(self, key: str, row: int, rounded: Tensor, block: Block) -> Tensor:
         """±D: as far as a right merge may be from the rounded value, to a side by chance."""
-        stored = FLOATS[self._side(self.merged, key).dtype]
-        right, finite = block.bound(stored, self.criterion), torch.finfo(stored)
-        low = torch.stack([least for least, _ in right.intervals]).amin(0).clamp_(finite.min, finite.max)
-        high = torch.stack([most for _, most in right.intervals]).amax(0).clamp_(finite.min, finite.max)
+        grid = self._side(self.merged, key).grid(range(row, row + len(rounded)))
+        right = block.bound(grid, self.criterion)
+        low = grid.finite(torch.stack([least for least, _ in right.intervals]).amin(0))
+        high = grid.finite(torch.stack([most for _, most in right.intervals]).amax(0))
         room = torch.maximum((high - rounded).abs_(), (rounded - low).abs_())
         noise = (rounded - right.exact).square_().sum()
         self.freedom.setdefault(key, {})[row] = Freedom(int((room > 0).sum()), float(room.square().sum()), float(noise))
-        return room.float() * _signs(key, row, room.shape)
+        return room.float() * signs(key, row, room.shape)
 
-    def _rounded(self, key: str, value: Tensor) -> Tensor:
-        return value.to(FLOATS[self._side(self.merged, key).dtype]).float() if value.is_floating_point() else value
+    def _rounded(self, key: str, value: Tensor, row: int) -> Tensor:
+        """Rows of the tensor, seen as a matrix, from `row` on; rounded once to what the merged tensor can hold."""
+        if not value.is_floating_point():
+            return value
+        matrix = value.reshape(-1, *value.shape[-1:])
+        return self._side(self.merged, key).grid(range(row, row + len(matrix))).once(matrix).float().view(value.shape)
 
     def _side(self, checkpoint: Checkpoint, key: str) -> Stored:
         self.reading = key
         stored = checkpoint.tensors[key]
-        if stored.dtype not in FLOATS:
+        if stored.numbers is None:
             raise NotInterpretedError(f"{key} is stored as {stored.dtype}; known are {', '.join(FLOATS)}")
         return stored
 
@@ -210,6 +213,11 @@ def _read(stored: Stored, rows: slice | None) -> Tensor:
     if len(stored.shape) == 2:
         return stored.rows(range(first, last))
     return stored.load()[first:last]
+
+
+def _first_row(value: Tensor, rows: slice | None) -> int:
+    """The number of the first row of what was read: a stack of matrices is one below the other."""
+    return (rows.start or 0) * prod(value.shape[1:-1]) if rows else 0
 
 
 def _float(value: Tensor) -> Tensor:
@@ -225,23 +233,3 @@ def _blocks(stored: Stored, first: int, last: int) -> Iterator[tuple[int, Tensor
         return
     for row in range(first, last, height):
         yield row, stored.rows(range(row, min(row + height, last)))
-
-
-def _signs(key: str, row: int, shape: torch.Size) -> Tensor:
-    """±1 by chance, the same in every run."""
-    chance = torch.Generator().manual_seed(zlib.crc32(key.encode()) + row)
-    return torch.randint(0, 2, shape, generator=chance, dtype=torch.float32).mul_(2).sub_(1)
-
-
-def _shaken_factors(key: str, row: int, delta: Delta) -> Delta:
-    """A and B perturbed by chance, number by number. row: where in the tensor these rows begin."""
-    left = delta.left * (1 + SHAKE * _signs(f"{key} left", row, delta.left.shape))
-    return Delta(left, delta.right * (1 + SHAKE * _signs(f"{key} right", 0, delta.right.shape)), delta.scaling, delta.dtype)
-
-
-def _shaken(key: str, value: Tensor) -> Tensor:
-    """Every number, and besides every row as a whole: sums whose terms cancel and sums whose terms agree both answer."""
-    if not value.is_floating_point():
-        return value
-    rows = _signs(key, 1, torch.Size([*value.shape[:1], *(1 for _ in value.shape[1:])]))
-    return value * (1 + SHAKE * (rows + _signs(key, 0, value.shape)))

@@ -11,12 +11,11 @@ from certify.overview.names import joined, patterns, place
 
 GROUPS, PATTERNS = 60, 6  # that are told; the others are counted
 JOINED = 100  # patterns that are looked at for parts in common
-PARTICULAR = re.compile(r"\S+\.\d+\.\S+|\d+([.,]\d+)*")  # in a cause: names of tensors, and numbers
+PARTICULAR = re.compile(r"(\S+\.\d+\.[\w.]*\w)|\b\d+([.,]\d+)*")  # in a cause: names of tensors, and numbers
 PROBLEMS = {
     "missing": "missing from the merged checkpoint",
     "extra": "not a tensor of the base",
     "shape": "stored with another shape than the base's",
-    "dtype": "stored with another dtype than expected",
 }
 WEIGHTS = ("C2", "C3", "C4")  # a layer, or a prediction, that is wrong where one of these is has no fault of its own
 
@@ -54,7 +53,15 @@ def cause(finding: Finding) -> str:
         return problem
     if finding.code == "C3" and "differing" in finding.figures:
         return "differs from the base, though no adapter touches it"
+    if finding.figures.get("problem") == "dtype":
+        return finding.sentence.partition(" (")[0]
     return str(finding.figures.get("cause") or finding.sentence)
+
+
+def common(causes: Iterable[str]) -> str:
+    """One sentence for all members of a group: what is particular to one of them is left out, unless it is the same for all."""
+    first, *others = dict.fromkeys(causes)
+    return PARTICULAR.sub(lambda found: "another tensor" if found[1] else "…", first) if others else first
 
 
 def gathered(subjects: Sequence[str]) -> Iterator[list[str]]:
@@ -111,7 +118,7 @@ def _group(
     return {
         "code": first.code,
         "outcome": first.outcome.value,
-        "cause": cause(first),
+        "cause": common(cause(found[name][0]) for name in members),
         "subjects": len(members),
         "places": [{"pattern": pattern, "subjects": count} for pattern, count in shown[:PATTERNS]],
         "places_total": len(shown),

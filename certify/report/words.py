@@ -73,6 +73,11 @@ def blind_spots(predicate: dict[str, Any]) -> list[str]:
         told.append("The adapter is claimed: only the merged directory said where it lies.")
     if count := len(predicate["undecided"]):
         told.append(f"{figure(count)} modules or layers answer alike with and without the delta: there C4 decides alone.")
+    if predicate["criterion"] == "faithful":
+        told.append(
+            "Under --criterion=faithful both neighbours of W + Δ are right: an element on the other one cannot be told without a replay of "
+            "the merge. C8 holds the delta of each tensor as a whole."
+        )
     if hidden := len(predicate["self_check"]["not_armable"]):
         told.append(f"{hidden} planted faults are smaller than the stored grid, and were not asked for.")
     told.append("Whether base and adapter are any good, safe or licensed is not judged; carried code is compared, not read.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.bounds import half_ulp
+from certify.grid import half_ulp
 from certify.inputs.dtypes import FLOATS
 from certify.inputs.stored import Stored
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from certify.bounds import SPARE, TINY, U32, Delta, bound
 from certify.checks.c4_merged import blocks, rows_of
-from certify.coefficient import between, coefficient
+from certify.coefficient import coefficient
+from certify.grid import Grid
 from certify.inputs.stored import Stored
 
 STRIP = 1 << 15  # elements; of each that is asked, a row of both factors is in memory
@@ -85,7 +86,8 @@ class _Side:
 
         W, merged (n,)      delta: left (n, rank), right (rank, n), the factors of each element
         """
-        least, most = between(merged, -torch.inf) - W, between(merged, torch.inf) - W
+        grid = Grid(merged.dtype)
+        least, most = grid.between(merged, -torch.inf) - W, grid.between(merged, torch.inf) - W
         along = (delta.left * delta.right.T).sum(dim=1) * self.sign
         reach = delta.left.norm(dim=1) * delta.right.norm(dim=0) * ((delta.rank + SPARE) * U32) + (delta.rank + 8) * TINY
         room = W.abs() * ((delta.rank + SPARE) * U32) + (delta.rank + 8) * TINY
@@ -126,7 +128,8 @@ def _nearest(base: Stored, merged: Stored, plain: Delta) -> tuple[float | None, 
     """(the scaling that most telling elements of the first block agree on, their share)."""
     _, ours, theirs = next(blocks(base, merged))
     delta = rows_of(plain, 0, len(ours))
-    found = coefficient(theirs, ours, bound(ours, [delta], theirs.dtype, "nearest"))
+    grid = Grid(theirs.dtype)
+    found = coefficient(theirs, ours, bound(ours, [delta], grid, "nearest"), grid)
     return (None, None) if found is None else ((found.low + found.high) / 2, found.share)
 
 

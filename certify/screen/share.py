@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from certify.bounds import half_ulp
+from certify.grid import half_ulp
 
 TERMS = 16  # of the sums at t ≥ ½: the last one is at 7.75 σ
 FINE = 0.5  # t below which the sums are their limits

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from exam.bugs.registry import bug
-from merge import adapter_files, catalog, engine, shards, side_files, source
+from merge import adapter_files, catalog, shards, side_files, source, task
 from merge.sink import Sink
 from merge.source import Reader
 
@@ -85,9 +85,9 @@ def index_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Sink, "whole", lambda sink, file, data: None if file == source.INDEX else original(sink, file, data))
 
 
-@bug("engine", "llama → fp32", "config.json is carried though the dtype is another")
+@bug("task", "llama → fp32", "config.json is carried though the dtype is another")
 def config_carried(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(engine.side_files, "config", lambda path, *_: path.read_bytes())
+    patch.setattr(task.side_files, "config", lambda path, *_: path.read_bytes())
 
 
 @bug("side_files", "llama → fp32", "config.json is written from its defaults: the head is tied")

@@ -1,5 +1,6 @@
 """`adapter_config.json` as PEFT writes it → `Settings`; what would be misinterpreted is refused, field by field."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ WITHOUT_EFFECT = {  # on a merge: provenance, training-time switches, details of
     *("loftq_config", "qalora_group_size"),
 }
 HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # the base keeps its weights
+LAYERS = 10_000  # more than any model has
 BIASES = (None, "none", "all", "lora_only")
 B_LAYOUTS = (None, "rank_major", "grouped_by_expert")
 
@@ -176,13 +178,15 @@ def _word(value: object) -> str | None:
 
 
 def _regex(pattern: str) -> str:
-    re.compile(pattern)
+    """A pattern for the end of a path; a flag such as (?i) can stand at the beginning of a whole one only."""
+    re.compile(rf"(.*\.)?({pattern})$")
     return pattern
 
 
 def _names(value: object) -> tuple[str, ...] | str:
     if value is None or isinstance(value, str):
-        return _regex(value) if value else ()
+        re.compile(value or "")
+        return value or ()
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return tuple(value)
     raise ValueError(f"a name, a pattern or a list of names was expected, found {value!r}")
@@ -209,7 +213,10 @@ def _tokens(value: Any) -> Mapping[str, tuple[int, ...]]:
 
 def _replication(value: Any) -> tuple[int, ...] | None:
     """[[0, 2], [1, 3]] → 0, 1, 1, 2: half-open ranges, one after the other."""
-    return tuple(layer for start, stop in value for layer in range(start, stop)) if value else None
+    ranges = [range(start, stop) for start, stop in value or ()]
+    if sum(map(len, ranges)) > LAYERS:
+        raise ValueError(f"layer_replication asks for more than {LAYERS:,} layers")
+    return tuple(itertools.chain(*ranges)) if value else None
 
 
 def _version(value: Any) -> tuple[int, ...] | None:

@@ -54,66 +54,46 @@ class Stacked:
 
 
 @dataclass(frozen=True, slots=True)
-class Addend:
+class Single:
+    """One trained tensor that says everything."""
+
+    names: tuple[str, ...]
+    value: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, slots=True)
+class Addend(Single):
     """scaling · value is to be added to a bias."""
 
-    names: tuple[str, ...]
-    value: Tensor
     scaling: float
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.value,)
-
 
 @dataclass(frozen=True, slots=True)
-class Replacement:
+class Replacement(Single):
     """A trained tensor takes the place of the base's: the value is absolute."""
 
-    names: tuple[str, ...]
-    value: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.value,)
-
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Single):
     """The base's embeddings as the training saw them, resized perhaps: they take the base's place before anything is added."""
 
-    names: tuple[str, ...]
-    value: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.value,)
-
 
 @dataclass(frozen=True, slots=True)
-class TokenRows:
+class TokenRows(Single):
     """Rows of an embedding that were trained: row indices[i] becomes value[i]."""
 
-    names: tuple[str, ...]
-    value: Tensor
     indices: tuple[int, ...]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.value,)
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Again(Single):
     """What bias="all" saves beside a module that was trained whole: its bias once more, and the base's own, which nothing needs."""
 
-    names: tuple[str, ...]
-    value: Tensor
     trained: bool
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.value,)
 
 
 Contribution = Addition | Stacked | Addend | Replacement | Snapshot | TokenRows | Again

@@ -174,7 +174,7 @@ def _owners(model: Any) -> Mapping[str, Owner]:
     found = {}
     for path, module in model.named_modules():
         own = {name: tuple(value.shape) for name, value in module.named_parameters(recurse=False)}
-        if _layout(module) == "other" and any(len(shape) in (2, 3) for shape in own.values()):
+        if any(len(shape) in (2, 3) for shape in own.values()):
             found[path] = Owner(own, bool(getattr(module, "is_transposed", False)))
     return found
 

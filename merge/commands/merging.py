@@ -78,7 +78,7 @@ def plan(
 
     output.refuse_foreign(out)
     output.refuse_full_disk(work)
-    memory, kept = work.plan.memory(workers or default_workers()), forecast.retention(work)
+    memory, kept = forecast.memory(work.plan, workers or default_workers()), forecast.retention(work)
     if as_json:
         found = {"digest": work.plan.digest, "disk": work.disk, "memory": memory, "retention": kept[work.decoded] if kept else None}
         typer.echo(json.dumps(work.plan.to_json() | found, sort_keys=True))

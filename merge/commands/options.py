@@ -65,7 +65,7 @@ def work(
     if weights and len(weights) != len(adapters):
         usage(f"{len(weights)} --weight for {len(adapters)} --adapter: one each was expected, or none")
     with lean.without(*lean.NOT_NEEDED):
-        import transformers.generation
+        import transformers.generation.utils
         import transformers.modeling_layers  # noqa: F401  # what every model class is defined with
 
         from merge.forecast import prepared

@@ -12,6 +12,8 @@ from typing import Any
 from merge.encodings.scheme import Scheme
 from merge.errors import NOTHING_WRITTEN, CheckpointError
 
+BESIDE = (".input_scale", ".activation_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale")  # of activations and caches
+
 
 def claim(settings: Mapping[str, Any]) -> Scheme | None:
     """The scheme of a configuration whose `quant_method` is fp8. Raises CheckpointError where its fields say something else than that."""
@@ -22,7 +24,7 @@ def claim(settings: Mapping[str, Any]) -> Scheme | None:
         raise CheckpointError(
             f"quantization_config: fmt {form!r}, weight_block_size {size!r}: not merged by this version. {NOTHING_WRITTEN}"
         )
-    return Scheme("fp8", "_scale_inv", (tuple(size) if size else (0, 0),), (".input_scale", ".activation_scale"))
+    return Scheme("fp8", "_scale_inv", (tuple(size) if size else (0, 0),), BESIDE)
 
 
 def _is_block(size: object) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from merge import fidelity
+from merge.forecast import memory as foretold
 from merge.rehearse import pace, sample
 from merge.rehearse.pace import Pace
 from merge.task import Merge
@@ -71,7 +72,7 @@ def forecast(work: Merge, room: Path, *, workers: int, planned: float, weights: 
         shards=len(work.plan.shards),
         files=files,
         free=shutil.disk_usage(room).free,
-        memory=work.plan.memory(workers),
+        memory=foretold(work.plan, workers),
         workers=workers,
         pace=pace.measure(work, room, workers=workers, planned=planned),
         kept=sample.retention(work, weights),

@@ -23,6 +23,6 @@ def draws(seed: int, name: str, first: int, count: int) -> torch.Tensor:
     return torch.from_numpy(halves.astype(np.float32)).mul_(2.0**-24)
 
 
-def stochastic(exact: torch.Tensor, low: torch.Tensor, high: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """The upper neighbour with the probability (exact − low) / (high − low), else the lower one; all of one shape, float32."""
-    return torch.where(drawn * (high - low) < exact - low, high, low)
+def stochastic(past: torch.Tensor, step: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """1, the upper neighbour, with the probability past / step, else 0; all of one shape, float32, `drawn` overwritten."""
+    return drawn.mul_(step).lt_(past)

@@ -7,23 +7,26 @@ import torch
 
 from merge.rounding.space import Space
 
-BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float8_e4m3fn: torch.int8}
-E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()  # torch's own conversion takes five times as long
-E4M3_OVERFLOW = 464.0  # what lies beyond rounds to 480, which e4m3 has not (IEEE 754-2019 §7.4)
-E4M3_LAST = E4M3_VALUES.nan_to_num(448.0).copysign(E4M3_VALUES)  # NaN stands behind ±448: there, the last number itself
+EXPONENT = 0x7F800000  # bits of a float32 that say which power of two it lies above
+STRIP = 1 << 16  # numbers that are looked at together: four blocks of them stay in a core's second cache
+DOUBTFUL = 16  # in last places: what a grid point can lose when it is multiplied by its scale and divided again, and more
+LAST = {torch.bfloat16: 3.3961775292304601e38, torch.float16: 65519.99609375, torch.float8_e4m3fn: 464.0}
+"""The largest float32 that still rounds to a finite number of a format: half a step above its last one (IEEE 754-2019 §7.4)."""
 
 
-class Grid(Protocol):
-    """The numbers that a slab of a tensor can hold."""
+@dataclass(frozen=True, slots=True)
+class Bracket:
+    """Where each number lies between two grid points; all (n, columns) float32.
 
-    def bracket(self, exact: torch.Tensor, start: int, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
-        """The largest grid point not above each number, and the smallest not below it: equal where the number is one.
+    low   the largest grid point not above it, counted in units of the scale: a code        past  how far above, as a value
+    step  from there to the smallest grid point not below it, as a value: 0 where the number is one
 
-        exact  (n, columns)  float32, rows start … of the tensor
-        returns  the blocks "low" and "high" of `space`, of that shape, float32
+    Beyond the last grid point, low is that one and step is 0; low is NaN for what has no place at all.
+    """
 
-        Beyond the last grid point both are the last one; both are NaN or infinite for what has no place at all.
-        """
+    low: torch.Tensor
+    step: torch.Tensor
+    past: torch.Tensor
 
 
 class Scales(Protocol):
@@ -32,9 +35,6 @@ class Scales(Protocol):
     def multiply(self, exact: torch.Tensor, start: int) -> None:
         """Codes become values."""
 
-    def divide(self, exact: torch.Tensor, start: int) -> None:
-        """Values become what is rounded to a code."""
-
 
 @dataclass(frozen=True, slots=True)
 class Floats:
@@ -42,43 +42,43 @@ class Floats:
 
     dtype  bfloat16, float16, float8_e4m3fn, or float32, in which every float32 number is a grid point
 
-    The bits of such a format, less the sign, count its magnitudes in order: the next one away from zero is the next integer.
+    Between two powers of two its numbers lie evenly: as far apart as the lower one times the format's epsilon.
     """
 
     dtype: torch.dtype
     scales: Scales | None = None
 
-    def bracket(self, exact: torch.Tensor, start: int, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Grid`."""
-        near, other, away = (space.block(name, exact.shape) for name in ("low", "high", "away"))
+    def bracket(self, exact: torch.Tensor, start: int, space: Space) -> Bracket:
+        """Around rows start … of a tensor, in blocks of `space`. exact  (n, columns)  float32, counted in units of the scale"""
+        low, step, past = (space.block(name, exact.shape) for name in ("low", "step", "past"))
+        low.copy_(exact)
         if self.dtype == torch.float32:
-            return near.copy_(exact), other.copy_(exact)
-        other.copy_(exact)
+            return Bracket(low, step.zero_(), past.zero_())
         if self.scales:
-            self.scales.divide(other, start)
-        codes = other.to(self.dtype).view(BITS[self.dtype])
-        self._decode(codes, near, start, space, E4M3_VALUES)
-        if self.dtype == torch.float8_e4m3fn and not bool(torch.abs(other, out=away).amax() <= E4M3_OVERFLOW):
-            near.masked_fill_(~(away <= E4M3_OVERFLOW), torch.nan)  # torch's conversion gives 448 for whatever lies beyond
-        if not _finite(near):
-            return near, other.copy_(near)
-        torch.abs(exact, out=away).sub_(torch.abs(near, out=other)).sign_()  # +1: the other neighbour is farther from zero; 0: on the grid
-        self._decode(codes.add_(away.to(codes.dtype)), other, start, space, E4M3_LAST)
-        if not _finite(other):
-            other.copy_(torch.where(other.isfinite(), other, near))
-        away.copy_(near)
-        return torch.minimum(away, other, out=near), torch.maximum(away, other, out=other)
-
-    def _decode(self, codes: torch.Tensor, values: torch.Tensor, start: int, space: Space, table: torch.Tensor) -> None:
-        if self.dtype == torch.float8_e4m3fn:
-            index = space.block("codes", codes.shape, torch.int32).copy_(codes.view(torch.uint8))
-            torch.index_select(table, 0, index.view(-1), out=values.view(-1))
-        else:
-            values.copy_(codes.view(self.dtype))
+            low.view(torch.int32).add_(DOUBTFUL // 2).bitwise_and_(-DOUBTFUL)
+        numbers, gaps, rests = low.view(-1), step.view(-1), past.view(-1)
+        for first in range(0, len(numbers), STRIP):
+            strip = slice(first, first + STRIP)
+            self._around(numbers[strip], gaps[strip], rests[strip], space)
         if self.scales:
-            self.scales.multiply(values, start)
+            self.scales.multiply(step, start)
+            self.scales.multiply(past, start)
+        return Bracket(low, step, past)
 
-
-def _finite(values: torch.Tensor) -> bool:
-    """The sum shows a NaN or an infinity sooner than a look at every element."""
-    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+    def _around(self, low: torch.Tensor, step: torch.Tensor, past: torch.Tensor, space: Space) -> None:
+        """`low` holds the numbers. Every step is exact: they divide by powers of two, and numbers with fewer bits than float32 has."""
+        format, excess = torch.finfo(self.dtype), None
+        if not bool(torch.abs(low, out=step).amax() <= format.max):
+            inside = low.clamp(-format.max, format.max)
+            excess = low - inside
+            low.copy_(torch.where(step <= LAST[self.dtype], inside, torch.nan))
+            torch.abs(low, out=step)
+        step.clamp_min_(format.smallest_normal).view(torch.int32).bitwise_and_(EXPONENT)
+        torch.div(low, step.mul_(format.eps), out=past)
+        torch.floor(past, out=low)
+        between = torch.ceil(past.sub_(low), out=space.block("between", past.shape))
+        low.mul_(step)
+        past.mul_(step)
+        step.mul_(between)
+        if excess is not None:
+            past.add_(excess)

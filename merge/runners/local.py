@@ -8,6 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
 import torch
@@ -72,8 +73,6 @@ class LocalRunner:
             except BaseException as error:
                 failures.append(error)
 
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)  # a worker is a thread; and the last bits must not depend on the machine's cores
         threads = [threading.Thread(target=labour, name=f"merge-{n}") for n in range(self._workers)]
         try:
             for thread in threads:
@@ -88,7 +87,6 @@ class LocalRunner:
         finally:
             for thread in threads:
                 thread.join()
-            torch.set_num_threads(before)
         if failures:
             raise failures[0]
         assert all(checksums), "every slab has been written"
@@ -102,6 +100,17 @@ class LocalRunner:
         self._sink.write(descriptor, data, place)
         self._monitor.wrote(len(data))
         return xxhash.xxh3_64_hexdigest(data), sums
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """torch's own threads at rest: a worker is a thread, and the last bits must not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def made(

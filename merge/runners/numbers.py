@@ -1,19 +1,22 @@
 """What headers cannot say and must be known before a byte is written: the adapters are finite, agree with themselves, and fit this base."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 
 from merge.adapters import Adapter
+from merge.arithmetic import Delta
 from merge.errors import NOTHING_WRITTEN, AdapterError, listing
 from merge.operation import Operation, Part, Read
 from merge.planner import Plan
 from merge.runners.inputs import Buffers, Factors, Inputs
 
 SAMPLED = 4  # modules whose base weight is looked at
+SLABS = 4  # of each of them: a million numbers or so, whose cosine with a stranger is about 0.001
 OVERLAP = (0.5, 1.5)  # of ⟨Δ, W⟩ / ⟨Δ, Δ⟩: 0.97 for a PiSSA that was not converted, at most 0.13 in size for an ordinary LoRA
-STRIP = 1 << 16  # elements that are looked at together, in float64
 COSINE = 0.02  # between Δ and W, above which that ratio is no accident of a small Δ; PiSSA of rank 16 on 1024 × 1024 noise: 0.25
+Thing = TypeVar("Thing")
 
 
 def refuse_damaged(plan: Plan, adapters: Iterable[Adapter], inputs: Inputs) -> None:
@@ -62,7 +65,7 @@ def _refuse_unconverted(plan: Plan, inputs: Inputs) -> None:
     """
     plain = [operation for operation in plan.operations if _is_plain(operation)]
     buffers = Buffers()
-    seen = [_overlap(operation, inputs, buffers) for operation in plain[:: max(1, len(plain) // SAMPLED)][:SAMPLED]]
+    seen = [_overlap(operation, inputs, buffers) for operation in _spread(plain, SAMPLED)]
     if seen and all(OVERLAP[0] < ratio < OVERLAP[1] and cosine > COSINE for ratio, cosine in seen):
         ratios = ", ".join(f"{ratio:.2f}" for ratio, _ in seen)
         raise AdapterError(
@@ -70,6 +73,11 @@ def _refuse_unconverted(plan: Plan, inputs: Inputs) -> None:
             "it looks like a PiSSA or CorDA adapter that was not converted, whose training took B·A out of the base.\n"
             f"Convert it where it was trained, or give the residual base. {NOTHING_WRITTEN}"
         )
+
+
+def _spread(things: Sequence[Thing], count: int) -> Sequence[Thing]:
+    """At most `count` of them, evenly spread."""
+    return things[:: max(1, len(things) // count)][:count]
 
 
 def _is_plain(operation: Operation) -> bool:
@@ -81,17 +89,15 @@ def _is_plain(operation: Operation) -> bool:
 
 
 def _overlap(operation: Operation, inputs: Inputs, buffers: Buffers) -> tuple[float, float]:
-    """(⟨Δ, W⟩ / ⟨Δ, Δ⟩, their cosine) of one module, in float64; strip by strip, so that a large weight is never whole in memory."""
-    part = operation.parts[0]
-    assert isinstance(part, Part), "chosen as one"
-    a, b = inputs.tensor(part.a).double().flatten(1), inputs.tensor(part.b).double().flatten(1)
-    dot = own = base = 0.0
+    """(⟨Δ, W⟩ / ⟨Δ, Δ⟩, their cosine) in a few slabs of one module, by thin products: ⟨s·L·R, W⟩ = s·⟨L, W·Rᵀ⟩, ‖L·R‖² = ⟨Lᵀ·L, R·Rᵀ⟩."""
     factors = Factors(operation, inputs)
-    for start, stop in operation.slabs:
-        slab = factors.exact(start, stop, buffers, steps=())
-        for strip in range(0, len(slab), height := max(1, STRIP // slab.shape[1])):
-            rows = slab[strip : strip + height].double()
-            here = slice(start + strip, start + strip + len(rows))
-            delta = part.scaling * ((a.T[here] @ b.T) if part.transposed else (b[here] @ a))
-            dot, own, base = dot + float((delta * rows).sum()), own + float(delta.square().sum()), base + float(rows.square().sum())
-    return (dot / own, dot / (own * base) ** 0.5) if own and base else (0.0, 0.0)
+    (delta,) = factors.steps()
+    assert isinstance(delta, Delta), "chosen as one"
+    gram, dot, base = torch.zeros(len(delta.right), len(delta.right), dtype=torch.float64), 0.0, 0.0
+    for start, stop in _spread(tuple(operation.slabs), SLABS):
+        slab, left = factors.exact(start, stop, buffers, steps=()), delta.left[start:stop].double()
+        gram += left.T @ left
+        dot += delta.scaling * float((left * (slab @ delta.right.T)).sum())
+        base += float(torch.linalg.vector_norm(slab)) ** 2
+    own = delta.scaling**2 * float((gram * (delta.right @ delta.right.T)).sum())
+    return (dot / own, dot / (own * base) ** 0.5) if own > 0 and base else (0.0, 0.0)

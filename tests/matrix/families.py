@@ -42,6 +42,7 @@ class Family:
     experts     parameters that hold all experts of a layer
     disk        modules on disk, as adapters of transformers 4 and ColossalAI name them, expert by expert
     convolution modules that convolve
+    router      the weight of its routers, which PEFT turns into a parameter of its own
     head        another class with a head that the base has not, and that head
     replicated  its decoder stack may repeat layers
     """
@@ -55,6 +56,7 @@ class Family:
     experts: tuple[str, ...] = ()
     disk: tuple[str, ...] = ()
     convolution: tuple[str, ...] = ()
+    router: str | None = None
     head: str | None = None
     replicated: bool = False
     task: str = "CAUSAL_LM"
@@ -138,6 +140,10 @@ FAMILIES: Mapping[str, Family] = {
         lambda: t.Glm4MoeForCausalLM(t.Glm4MoeConfig(**GROUPED | ROUTED, head_dim=8)), "q_proj", "k_proj", "o_proj",
         experts=STACK, disk=("q_proj", *GATED),
     ),
+    "afmoe": text(
+        lambda: t.AfmoeForCausalLM(t.AfmoeConfig(**GROUPED | EXPERTS, head_dim=8, num_dense_layers=1)), "q_proj", "k_proj", "o_proj",
+        experts=STACK, disk=("q_proj", *GATED), router="router.gate",
+    ),
     "minimax": text(
         lambda: t.MiniMaxForCausalLM(
             t.MiniMaxConfig(**GROUPED, head_dim=8, num_local_experts=4, num_experts_per_tok=2, layer_types=["full_attention"] * 2)
@@ -203,6 +209,17 @@ FAMILIES: Mapping[str, Family] = {
         ),
         ("q", "wo", "v"), "final_layer_norm", embedding="shared", lm_head=None, disk=("q", "wo"), task="SEQ_2_SEQ_LM", inputs="both",
     ),
+    "speech_to_text": Family(
+        lambda: t.Speech2TextForConditionalGeneration(
+            t.Speech2TextConfig(
+                d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
+                decoder_ffn_dim=48, vocab_size=96, input_feat_per_channel=8, conv_channels=24, max_source_positions=64,
+                max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+            )
+        ),
+        ("q_proj", "fc1", "out_proj"), "encoder.layer_norm", biased=True, embedding=None, lm_head=None,
+        disk=("q_proj",), convolution=("conv_layers.0", "conv_layers.1"), task="SEQ_2_SEQ_LM", inputs="frames",
+    ),
     "whisper": Family(
         lambda: t.WhisperForConditionalGeneration(
             t.WhisperConfig(
@@ -264,6 +281,8 @@ def inputs(kind: str) -> dict[str, torch.Tensor]:
             return {"input_ids": tokens, "decoder_input_ids": tokens[:, :6]}
         case "sound":
             return {"input_features": torch.randn(2, 8, 32, generator=generator), "decoder_input_ids": tokens[:, :6]}
+        case "frames":
+            return {"input_features": torch.randn(2, 32, 8, generator=generator), "decoder_input_ids": tokens[:, :6]}
         case "picture":
             return {"pixel_values": torch.randn(2, 3, 28, 28, generator=generator)}
     return {"input_ids": tokens}

@@ -48,6 +48,7 @@ FEATURES: Mapping[str, Feature] = {
     "token_rows": _where("embedding", lambda f: {"target_modules": list(f.linear), "trainable_token_indices": {f.embedding: [3, 7, 41]}}),
     "experts": _where("experts", lambda f: {"target_modules": [f.linear[0]], "target_parameters": list(f.experts)}),
     "experts_alone": _where("experts", lambda f: {"target_modules": [], "target_parameters": [f.experts[1]]}),
+    "router": _where("router", lambda f: {"target_modules": [f.linear[0], f.router]}),
     "convolution": _where("convolution", lambda f: {"target_modules": list(f.convolution)}),
     "convolution_dora": _where("convolution", lambda f: {"target_modules": list(f.convolution), "use_dora": True}),
     "replicated_layers": _where("replicated", _linear(layer_replication=[[0, 2], [1, 2]])),

@@ -3,7 +3,7 @@
 import functools
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,19 @@ def make_base(family: str, room: Path) -> Path:
             with torch.no_grad():
                 for name, value in model.named_parameters():
                     value.copy_(torch.randn(value.shape) * SIGMA + (1.0 if "norm" in name.lower() and value.dim() == 1 else 0.0))
+            model.save_pretrained(base)
+    return base
+
+
+def made(build: Callable[[], Any], base: Path) -> Path:
+    """A checkpoint of whatever model is built, with random weights; as it is where one is there."""
+    if not base.exists():
+        with quiet():
+            torch.manual_seed(1)
+            model = build()
+            with torch.no_grad():
+                for value in model.parameters():
+                    value.copy_(torch.randn(value.shape) * 0.1)
             model.save_pretrained(base)
     return base
 

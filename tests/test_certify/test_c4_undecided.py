@@ -13,6 +13,7 @@ from certify.checks.c4_merged import Tally
 from certify.expect.target import Block
 from certify.fidelity import Fidelity
 from certify.finding import Finding, Outcome
+from certify.grid import Grid
 from certify.verdict import Verdict, decide
 from tests.test_certify.front_checkpoint import TOUCHED, Question, make
 
@@ -21,7 +22,7 @@ SHAPE, RANK = (48, 64), 4
 
 def judged(W: Tensor, merged: Tensor, delta: Delta, criterion: str = "nearest") -> str:
     tally = Tally(SHAPE, Fidelity(None, flipped=False, noisy=False))
-    tally.judge(Block(0, W, (delta,)), merged, criterion)
+    tally.judge(Block(0, W, (delta,)), merged, Grid(merged.dtype), criterion)
     return "failed" if tally.beyond else tally.within("", {}).outcome.value
 
 

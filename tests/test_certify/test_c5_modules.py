@@ -11,10 +11,13 @@ from torch import Tensor
 import certify
 from certify.bounds import Delta
 from certify.checks import c5_modules
+from certify.checks.c4_merged import rows_of
 from certify.errors import CertifyError
 from certify.expect import oracle
 from certify.expect.place import Orientation
+from certify.expect.target import Block
 from certify.finding import Finding, Outcome
+from certify.grid import Grid
 from certify.verdict import Verdict, decide
 from tests.test_certify.front_checkpoint import TOUCHED, make
 
@@ -37,7 +40,8 @@ def _one_thread() -> Iterator[None]:
 def compare(blocks: Iterable[tuple[int, Tensor, Tensor]], deltas: Sequence[Delta], orientation: Orientation, criterion: str) -> Finding:
     answers = c5_modules.answers(deltas, orientation, criterion)
     for row, base, merged in blocks:
-        answers.take(row, base, merged)
+        here = tuple(rows_of(delta, row, len(base)) for delta in deltas)
+        answers.take(Block(row, base, here), merged, Grid(merged.dtype))
     return answers.finding("module")
 
 

@@ -17,6 +17,7 @@ from certify.checks import c8_fidelity
 from certify.expect.place import Orientation
 from certify.fidelity import Fidelity
 from certify.finding import Finding, Outcome
+from certify.grid import Grid
 from certify.verdict import Verdict
 from exam import cases
 from exam.cases import Case
@@ -39,7 +40,7 @@ def folded(W: Tensor, A: Tensor, B: Tensor, M: Tensor, orientation: Orientation 
     sums = Fidelity.of([Delta(left, right, 1.0, torch.float32)], orientation, noisy=noisy)
     for row in range(0, len(W), 100):
         ours, delta = W[row : row + 100].float(), left[row : row + 100] @ right
-        sums.fold(row, (M[row : row + 100].float() - ours).contiguous(), delta, ours + delta, M.dtype)
+        sums.fold(row, (M[row : row + 100].float() - ours).contiguous(), delta, ours + delta, Grid(M.dtype))
     return sums
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from certify.bounds import Delta, bound, half_ulp
+from certify.bounds import Delta, bound
+from certify.grid import Grid, half_ulp
 
 DTYPES = st.sampled_from([torch.bfloat16, torch.float16, torch.float32])
 EXAM = settings(derandomize=True, database=None, deadline=None, max_examples=150)
@@ -51,7 +52,7 @@ def orders(W: Tensor, left: Tensor, right: Tensor, s: float) -> dict[str, Tensor
 @given(settings_of_a_merge(), DTYPES, st.sampled_from(["nearest", "peft", "faithful"]))
 def test_no_right_merge_leaves_the_bound(case: tuple[Tensor, Tensor, Tensor, float], stored: torch.dtype, criterion: str) -> None:
     W, left, right, s = case
-    allowed = bound(W, [Delta(left, right, s, torch.float32)], stored, criterion)
+    allowed = bound(W, [Delta(left, right, s, torch.float32)], Grid(stored), criterion)
     for how, merged in orders(W, left, right, s).items():
         kept = merged.to(stored)
         finite = torch.isfinite(kept)
@@ -64,7 +65,7 @@ def test_a_delta_five_per_cent_off_leaves_the_bound(seed: int, dtype: torch.dtyp
     torch.manual_seed(seed)
     W, left, right = (torch.randn(16, 16) * 0.02).to(dtype), torch.randn(16, 4) * 0.05, torch.randn(4, 16) * 0.2
     wrong = (W.float() + 1.05 * 2.0 * (left @ right)).to(dtype)
-    assert not bool(bound(W, [Delta(left, right, 2.0, torch.float32)], dtype, criterion).holds(wrong.double()).all())
+    assert not bool(bound(W, [Delta(left, right, 2.0, torch.float32)], Grid(dtype), criterion).holds(wrong.double()).all())
 
 
 @EXAM
@@ -72,7 +73,7 @@ def test_a_delta_five_per_cent_off_leaves_the_bound(seed: int, dtype: torch.dtyp
 def test_peft_paths_stay_in_the_peft_bound(case: tuple[Tensor, Tensor, Tensor, float], adapter: torch.dtype, adapters: int) -> None:
     W, left, right, s = case
     left, right = left.to(adapter), right.to(adapter)
-    allowed = bound(W, [Delta(left.float(), right.float(), s, adapter)] * adapters, W.dtype, "peft")
+    allowed = bound(W, [Delta(left.float(), right.float(), s, adapter)] * adapters, Grid(W.dtype), "peft")
     delta = (left.float() @ right.float()) * s
     paths = {
         "default": delta,
@@ -93,7 +94,7 @@ def test_one_bit_off_a_clear_rounding_is_seen() -> None:
     W, left, right = torch.randn(64, 64).bfloat16(), torch.randn(64, 8) * 0.01, torch.randn(8, 64)
     right_one = (W.double() + left.double() @ right.double()).bfloat16()
     off = (right_one.view(torch.int16) ^ 1).view(torch.bfloat16)
-    allowed = bound(W, [Delta(left, right, 1.0, torch.float32)], torch.bfloat16, "nearest")
+    allowed = bound(W, [Delta(left, right, 1.0, torch.float32)], Grid(torch.bfloat16), "nearest")
     assert float(allowed.holds(off.double()).double().mean()) < 1e-2
 
 
@@ -101,7 +102,7 @@ def test_one_bit_off_a_clear_rounding_is_seen() -> None:
 @pytest.mark.parametrize("criterion", ["nearest", "peft", "faithful"])
 def test_nan_and_infinity_are_never_right(value: float, criterion: str) -> None:
     huge = torch.full((2, 2), 3.3e38).bfloat16()  # W + Δ overflows: infinity is the correct rounding, and refused all the same
-    allowed = bound(huge, [Delta(torch.full((2, 1), 3e38), torch.ones(1, 2), 1.0, torch.float32)], torch.bfloat16, criterion)
+    allowed = bound(huge, [Delta(torch.full((2, 1), 3e38), torch.ones(1, 2), 1.0, torch.float32)], Grid(torch.bfloat16), criterion)
     assert not bool(allowed.holds(torch.full((2, 2), value, dtype=torch.float64)).any())
 
 
@@ -119,7 +120,7 @@ def test_half_ulp_is_never_zero_and_powers_of_two_are_lower_ends() -> None:
 
 def test_faithful_allows_both_neighbours_and_no_third() -> None:
     W = torch.ones(1, 1).bfloat16()
-    allowed = bound(W, [Delta(torch.full((1, 1), 2.0**-9), torch.ones(1, 1), 1.0, torch.float32)], torch.bfloat16, "faithful")
+    allowed = bound(W, [Delta(torch.full((1, 1), 2.0**-9), torch.ones(1, 1), 1.0, torch.float32)], Grid(torch.bfloat16), "faithful")
     below, above, third = 1.0, 1.0 + 2.0**-7, 1.0 + 2.0**-6
     held = [bool(allowed.holds(torch.full((1, 1), value, dtype=torch.float64)).item()) for value in (below, above, third)]
     assert held == [True, True, False]

@@ -14,6 +14,7 @@ from certify.checks.c4_merged import merged_tensor
 from certify.coefficient import coefficient
 from certify.expect.expectation import Part
 from certify.finding import Finding, Outcome
+from certify.grid import Grid
 from certify.inputs.adapter import AdapterTensor
 from certify.inputs.dtypes import NAMES
 from certify.inputs.header import read_header
@@ -105,8 +106,8 @@ def test_no_cause_is_named_where_none_fits(name: str, rho: float, dtype: torch.d
 @pytest.mark.parametrize("factor", [1.0, 2.0, -1.0, 0.95])
 def test_the_coefficient_is_bracketed_at_every_size(factor: float, rho: float, dtype: torch.dtype) -> None:
     site = scene(rho, dtype)
-    declared = bound(site.W, [Delta(site.B, site.A, site.scaling, torch.float32)], dtype, "nearest")
-    fit = coefficient(site.merge(site.delta(factor)), site.W, declared)
+    declared = bound(site.W, [Delta(site.B, site.A, site.scaling, torch.float32)], Grid(dtype), "nearest")
+    fit = coefficient(site.merge(site.delta(factor)), site.W, declared, Grid(dtype))
     assert fit is not None
     assert fit.share == 1
     assert fit.admits(factor)

@@ -138,6 +138,25 @@ def test_one_cause_is_one_group_and_its_consequences_are_counted() -> None:
     assert groups["groups"][1]["also"] == {"C5": 1, "C9": 1}
 
 
+def test_a_group_says_of_all_its_members_only_what_is_true_of_all() -> None:
+    one, other = "model.layers.4.mlp.experts.7.up_proj.weight", "model.layers.4.mlp.experts.9.up_proj.weight"
+    swapped = [
+        Finding("C4", here, Outcome.FAILED, "s", {"cause": f"this is {there}, merged"}) for here, there in ((one, other), (other, one))
+    ]
+    retyped = [
+        Finding(
+            "C2",
+            f"model.layers.{layer}.norm.weight",
+            Outcome.FAILED,
+            "stored as F32; BF16 was expected (the base has BF16)",
+            {"problem": "dtype"},
+        )
+        for layer in (1, 2)
+    ]
+    causes = [[group["cause"] for group in overview(found, [])["faults"]["groups"]] for found in (swapped, swapped[:1], retyped)]
+    assert causes == [["this is another tensor, merged"], [f"this is {other}, merged"], ["stored as F32; BF16 was expected"]]
+
+
 def test_a_killed_run_leaves_a_junit_file_that_is_red(tmp_path: Path) -> None:
     running = Running(tmp_path / "junit.xml", 100)
     for number, name in enumerate(HOSTILE):

@@ -148,13 +148,14 @@ def test_the_witness_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dora_bound_holds_for_every_order_of_sums() -> None:
     """The derived interval holds a float32 merge whose norms are added up in the worst order, and not one with a factor of 1 + 1e-3."""
     from certify.bounds import Delta, Gain, bound, reach
+    from certify.grid import Grid
 
     torch.manual_seed(0)
     W, left, right, m = torch.randn(16, 512), torch.randn(16, 4), torch.randn(4, 512), torch.rand(16) + 0.5
     delta = Delta(left, right, 0.5, torch.float32)
     v, e = reach(W, [delta.double()], "nearest")
     gain = Gain.of(m[:, None].double(), v.square().sum(1, keepdim=True), e.square().sum(1, keepdim=True), 512)
-    allowed = bound(W, [delta], torch.float32, "nearest", gain)
+    allowed = bound(W, [delta], Grid(torch.float32), "nearest", gain)
     for order in (torch.arange(512), torch.arange(511, -1, -1), torch.randperm(512)):
         V, squares = W + 0.5 * (left @ right), torch.zeros(16)
         for column in order.tolist():

@@ -1,6 +1,7 @@
 """`lora-certify verify`: whatever a hand can do to a release after it was signed is refused, in one sentence that names it."""
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def test_what_cannot_be_read_is_the_tools_failure(
     [("lora-certify ver", "verify"), ("lora-certify verify --exp", "--expect-digest"), ("lora-certify verify --level ", "layers")],
 )
 def test_a_shell_completes(line: str, offered: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # as the console script is, however pytest itself was started
     monkeypatch.setenv("_LORA_CERTIFY_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", line)
     monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,18 +30,6 @@ ROUNDING = 20 * reference.UNIT  # float32 sums of values around 0.5: half a doze
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bases")
-
-
-def made(build: Callable[[], Any], base: Path) -> Path:
-    if not base.exists():
-        with trial.quiet():
-            torch.manual_seed(1)
-            model = build()
-            with torch.no_grad():
-                for value in model.parameters():
-                    value.copy_(torch.randn(value.shape) * 0.1)
-            model.save_pretrained(base)
-    return base
 
 
 @pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3", "glm4_moe", "phimoe"])
@@ -115,7 +102,7 @@ def test_a_layer_that_the_model_never_calls(tmp_path: Path) -> None:
     """Jamba reads dt_proj's weight and never calls the layer: an adapter on it has learned nothing, and must say nothing."""
     shape = {"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False}
     periods = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
-    base = made(lambda: t.JambaForCausalLM(t.JambaConfig(**GROUPED | shape | periods)), tmp_path / "base")
+    base = trial.made(lambda: t.JambaForCausalLM(t.JambaConfig(**GROUPED | shape | periods)), tmp_path / "base")
     family = Family(lambda: None, ("x",), "x")
     live = trial.trained(trial.load(base), {"target_modules": ["in_proj", "dt_proj"]}, family)
     with torch.no_grad(), trial.quiet():

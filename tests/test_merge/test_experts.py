@@ -42,18 +42,6 @@ def square(name: str) -> Callable[[], Any]:
     return lambda: t.Qwen3MoeForCausalLM(t.Qwen3MoeConfig(**GROUPED | EXPERTS | {"moe_intermediate_size": 32}, head_dim=8))
 
 
-def made(build: Callable[[], Any], base: Path) -> Path:
-    if not base.exists():
-        with trial.quiet():
-            torch.manual_seed(1)
-            model = build()
-            with torch.no_grad():
-                for value in model.parameters():
-                    value.copy_(torch.randn(value.shape) * 0.1)
-            model.save_pretrained(base)
-    return base
-
-
 def down(base: Path, layer: int) -> torch.Tensor:
     """(experts, …) of one layer in memory's order, by transformers' own loader."""
     parameter = trial.load(base).state_dict()[f"model.layers.{layer}.mlp.experts.down_proj"]
@@ -68,7 +56,7 @@ def down(base: Path, layer: int) -> torch.Tensor:
     ],
 )
 def test_square_experts_are_read_as_the_version_wrote_them(family: str, version: str, transposed: bool, room: Path, tmp_path: Path) -> None:
-    base = made(square(family), room / f"square-{family}")
+    base = trial.made(square(family), room / f"square-{family}")
     torch.manual_seed(2)
     a, b = torch.randn(2, R * E, 32) * 0.1, torch.randn(2, 32, R * E) * 0.1
     tensors = {f"model.layers.{n}.mlp.experts.lora_{half}.weight": x[n] for n in range(2) for half, x in (("A", a), ("B", b))}
@@ -81,7 +69,7 @@ def test_square_experts_are_read_as_the_version_wrote_them(family: str, version:
 
 
 def test_square_experts_without_a_version_are_refused(room: Path, tmp_path: Path) -> None:
-    base = made(square("qwen3_moe"), room / "square-qwen3_moe")
+    base = trial.made(square("qwen3_moe"), room / "square-qwen3_moe")
     tensors = {
         f"model.layers.{n}.mlp.experts.lora_{half}.weight": torch.ones((R * E, 32) if half == "A" else (32, R * E))
         for n in (0, 1)

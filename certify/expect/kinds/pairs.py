@@ -30,7 +30,8 @@ def settle_pair(accounts: "Accounts", group: Group, terms: Terms) -> None:
         return
     place = accounts.places.find(weight) or accounts.places.find(f"{group.module}.in_proj_weight")
     direct = accounts.places.members(group.module)
-    if terms.parameters and (place is None or place.kind == "other") and any(terms.targets_parameter(m.parameter) for m in direct):
+    module = place is not None and place.kind != "other" and terms.targets({group.module, *place.paths()})
+    if terms.parameters and not module and any(terms.targets_parameter(member.parameter) for member in direct):
         settle_parameter(accounts, group, terms, direct)
         return
     if place is None:

@@ -1,0 +1,1 @@
+"""How quantised numbers are stored, as the gate reads them: a code per element, a scale per block."""
