@@ -19,6 +19,7 @@ from merge.operation import Scale
 
 SIGMA = 0.02  # of the weights, as initialisers choose it
 RHO = 0.1  # ‖Δ‖ / ‖W‖: survives every storage that is merged into
+CHANCE = 8.0  # / √elements: in few numbers a change is larger, so that it resembles no weight (four σ of a cosine, and twice that in ‖Δ‖)
 EXPONENTS = (-13, -11)  # of the scales: 448 · 2⁻¹³ is 2.7 SIGMA
 STORED = {
     **{"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64},
@@ -91,5 +92,6 @@ def _size(contribution: Contribution, tensor: Tensor, adapter: Adapter) -> float
             return 1.0
         scaling = contribution.scaling if isinstance(contribution, Addition) else adapter.settings.alpha / adapter.settings.rank
         rank = contribution.a.shape[0] if isinstance(contribution, Addition) else adapter.settings.rank
-        return RHO * SIGMA / (abs(scaling * adapter.weight) * rank**0.5 or 1.0)
+        rho = max(RHO, CHANCE / (contribution.b.shape[0] * math.prod(contribution.a.shape[1:])) ** 0.5)
+        return rho * SIGMA / (abs(scaling * adapter.weight) * rank**0.5 or 1.0)
     return RHO * SIGMA if isinstance(contribution, Addend) else SIGMA
