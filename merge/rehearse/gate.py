@@ -47,18 +47,23 @@ class Judgement:
         return {subject for _, subject, _ in self.failures}
 
 
+def is_giant(work: Merge) -> bool:
+    """True where there are so many tensors that not all can be asked of the gate within minutes."""
+    return sum(work.plan.counts.values()) > MANY
+
+
 def level(work: Merge) -> str:
     """The highest level that the gate reaches on this architecture within minutes."""
-    if sum(work.plan.counts.values()) > MANY:
+    if is_giant(work):
         return "weights"
     return "modules" if work.plan.literal else "layers"
 
 
 class Judging:
-    """A gate at work on the output of a merge, in a process of its own."""
+    """A gate at work on the output of a merge, in a process of its own. only  the one tensor that it is asked about"""
 
-    def __init__(self, work: Merge, report: Path, level: str) -> None:
-        more = [f"--level={level}", f"--report={report}"]
+    def __init__(self, work: Merge, report: Path, level: str, only: str | None = None) -> None:
+        more = [f"--level={level}", f"--report={report}", *([f"--only={only}"] if only else [])]
         paths = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])])
         self._report, self._level, self._began = report, level, time.monotonic()
         self._process = subprocess.Popen(

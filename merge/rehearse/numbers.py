@@ -92,6 +92,7 @@ def _size(contribution: Contribution, tensor: Tensor, adapter: Adapter) -> float
             return 1.0
         scaling = contribution.scaling if isinstance(contribution, Addition) else adapter.settings.alpha / adapter.settings.rank
         rank = contribution.a.shape[0] if isinstance(contribution, Addition) else adapter.settings.rank
-        rho = max(RHO, CHANCE / math.sqrt(contribution.b.shape[0] * math.prod(contribution.a.shape[1:])))
+        elements = contribution.b.shape[0] * math.prod(contribution.a.shape[1:])
+        rho = max(RHO, CHANCE / math.sqrt(elements))
         return rho * SIGMA / (abs(scaling * adapter.weight) * math.sqrt(rank) or 1.0)
     return RHO * SIGMA if isinstance(contribution, Addend) else SIGMA

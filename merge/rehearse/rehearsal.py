@@ -86,7 +86,8 @@ def rehearse(real: Merge, room: Path, disk: Path, say: Say, *, workers: int, pla
     lost = gate.spoil(small.work, spoiled.out)
     level = gate.level(small.work)
     say(f"the gate judges the twin's merge ({level}), and a copy with a defect")
-    judging = [Judging(small.work, room / "report", level), Judging(spoiled, room / "report-of-the-defect", "weights")]
+    only = lost if gate.is_giant(small.work) else None
+    judging = [Judging(small.work, room / "report", level), Judging(spoiled, room / "report-of-the-defect", "weights", only)]
     try:
         verdicts = [process.end() for process in judging]
     finally:
