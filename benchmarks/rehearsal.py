@@ -184,11 +184,8 @@ def main() -> int:
                 if family in COMPARED:
                     line, lacking = compared(name, base, adapter, room / "rehearsal")
                     lines, missed = [*lines, line], missed + lacking
-        print(
-            "\n".join(
-                ["", f"{'':22s} {'bytes, foretold':>13s} {'real':>11s}   {'MiB':>5s} {'real':>5s}         {'s':>6s} {'real':>6s}", *lines]
-            )
-        )
+        heads = f"{'':22s} {'bytes, foretold':>13s} {'real':>11s}   {'MiB':>5s} {'real':>5s} {'':5s}   {'s':>6s} {'real':>6s}"
+        print("\n".join(["", heads, *lines, ""] if lines else []), flush=True)
         for name, targets in {} if given.no_giant else ADAPTED.items():
             room = Path(folder) / name
             base, adapter = giant(room, targets)

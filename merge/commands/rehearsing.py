@@ -39,11 +39,14 @@ def rehearse(
 ) -> None:
     """Try the merge on a shrunken twin, have the twin judged, and foretell the real one.
 
-    From the headers of your base and adapter a small twin is made: the same keys, dtypes, shards, ties and adapter features, with cut
-    dimensions and seeded numbers. It is merged, the gate must certify it, and must reject a copy in which one module was left unmerged.
-    Then: what the real merge will do, its disk to the byte, its memory, and its time on this machine.
+    From the headers of your base and adapter a small twin is made: your keys,
+    dtypes, shards, ties and adapter features, with cut dimensions and seeded
+    numbers. It is merged; the gate must certify it, and must reject a copy in
+    which one module was left unmerged. Then: what the real merge will do, its
+    disk to the byte, its memory, and its time on this machine.
 
-    Exit codes: 0 certified, and the defect was caught; 1 not so; 2 usage; 3 refused, and the sentence says why.
+    Exit codes: 0 certified, and the defect was caught; 1 not so; 2 usage;
+    3 refused, and the sentence says why.
     """
     began = time.monotonic()
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -12,7 +12,7 @@ from merge import fidelity
 from merge.display import counted, human
 from merge.rehearse import sample
 from merge.rehearse.forecast import Forecast
-from merge.rehearse.gate import Judgement
+from merge.rehearse.gate import Judgement, is_giant
 from merge.rehearse.rehearsal import Rehearsal
 
 COLOURS = {"CERTIFIED": "bold green", "REJECTED": "bold red", "INCOMPLETE": "bold yellow", "ERROR": "bold red"}
@@ -44,12 +44,13 @@ def _twin(found: Rehearsal) -> RenderableType:
     ranks = ", ".join(f"{real} → {small}" for real, small in sorted(sketch.ranks.items()))
     cut = f"widths cut to 1/{sketch.cut.factor}" if sketch.cut.factor > 1 else "dimensions as they are"
     same = f"{sum(counts.values()):,} tensors in {found.foretold.shards} shards: your keys, dtypes and files"
-    made = f"{same}; {cut}, ranks {ranks}; {human(found.twin.size)}"
+    bent = f"; {sketch.bent:,} weights have one block of scales where yours have several, or a whole one at the end" if sketch.bent else ""
+    made = f"{same}; {cut}, ranks {ranks}; {human(found.twin.size)}{bent}"
     caught = ("REJECTED, as it should be", COLOURS["CERTIFIED"]) if found.caught else (found.spoiled.verdict, COLOURS["REJECTED"])
     codes = ", ".join(sorted({code for code, subject, _ in found.spoiled.failures if subject == found.lost})) or "no check"
-    planted = Text.assemble(
-        "the gate would catch a lost module: ", caught, f" by {codes}\n", (f"{found.lost} was left unmerged in a copy", "dim")
-    )
+    alone = ", and the gate was asked about it alone" if is_giant(found.twin.work) else ""
+    planted = Text.assemble("the gate would catch a lost module: ", caught, f" by {codes}\n")
+    planted.append(f"{found.lost} was left unmerged in a copy{alone}", "dim")
     return _rows(
         {"Made": made, "Merged": f"{_deeds(counts)}, in {found.merging:.1f} s", "Judged": _verdict(found.sound), "Defect": planted}
     )
