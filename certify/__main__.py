@@ -147,7 +147,7 @@ def main() -> None:
         sys.exit({2: USAGE, 130: INCOMPLETE}.get(end.code, end.code) if isinstance(end.code, int) else end.code)
     except KeyboardInterrupt:
         sys.exit(INCOMPLETE)
-    except Exception:
+    except Exception:  # shown in full, and 3: Python's own 1 would mean REJECTED
         traceback.print_exc()
         sys.exit(ERROR)
 

@@ -152,7 +152,7 @@ class Gate:
         before = int(session.exitstatus)
         try:
             session.exitstatus = self._conclude(before)
-        except Exception:
+        except Exception:  # shown in full, and 3
             interrupted = before == pytest.ExitCode.INTERRUPTED and self.crashed is None  # perhaps halfway through an import
             session.exitstatus = INCOMPLETE if interrupted else ERROR
             if not interrupted:

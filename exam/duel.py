@@ -57,7 +57,7 @@ def deltalint(base: Path, adapter: Path, merged: Path) -> tuple[str, set[str]]:
         report = check_merge(str(base), str(adapter), str(merged))
     except CheckError:
         return "unreadable", set()
-    except Exception:
+    except Exception:  # whatever it raises is what its user would see, and is counted
         return "crash", set()
     found = {layer.diagnosis for layer in report.layers if layer.diagnosis}
     return {"PASS": "pass", "FAIL": "refused"}.get(report.verdict.value, "inconclusive"), found

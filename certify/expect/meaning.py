@@ -38,7 +38,7 @@ def generation_meaning(directory: Path) -> Meaning | None:
     try:
         with quiet():
             return _plain(transformers.GenerationConfig.from_pretrained(directory, local_files_only=True).to_diff_dict())
-    except Exception:
+    except Exception:  # as above
         return None
 
 
@@ -50,7 +50,7 @@ def tokenizer_meaning(directory: Path, *, by_class: bool) -> tuple[Meaning, Mean
             loaded = loader.from_pretrained(directory, **SAFE)
             backend = getattr(loaded, "backend_tokenizer", None)
             pipeline = json.loads(backend.to_str()) if backend is not None else {"vocabulary": loaded.get_vocab()}
-    except Exception:
+    except Exception:  # as above; the Rust library behind it raises bare exceptions
         return None
     settings = {name: getattr(loaded, name, None) for name in SETTINGS}
     tokens = {name: str(token) for name, token in loaded.special_tokens_map.items() if not isinstance(token, list)}

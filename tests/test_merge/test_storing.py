@@ -15,6 +15,7 @@ from merge.rounding import Space
 from merge.runners import inputs
 from merge.storing import Rule, store
 from merge.subspace import Aim
+from tests import reference
 
 ROWS, COLUMNS, BLOCK = 96, 160, 32
 DTYPES = {"BF16": torch.bfloat16, encodings.CODES: torch.float8_e4m3fn}
@@ -108,18 +109,25 @@ def test_a_number_without_a_place_is_said() -> None:
 
 
 def test_under_nearest_a_sample_of_slabs_speaks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes are the same, and so are the figures, but for what chance decides."""
+    """The bytes are the same; the figures are those of the first slab, where there are eight at most, by a reference in float64."""
     base = make_checkpoint("llama", tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter")
-    monkeypatch.setattr(planner, "MIB", 1024)  # sixteen rows a slab, several slabs a tensor
-    found = {}
+    monkeypatch.setattr(planner, "MIB", 1024)
+    kept = {}
     for one_in in (1, 8):
         monkeypatch.setattr(inputs, "ONE_IN", one_in)
-        found[one_in] = merge.merge(base, adapter, tmp_path / f"out-{one_in}", output_dtype="same").fidelity
-    files = [path.name for path in (tmp_path / "out-1").glob("*.safetensors")]
-    assert all((tmp_path / "out-1" / name).read_bytes() == (tmp_path / "out-8" / name).read_bytes() for name in files)
-    assert found[8].keys() == found[1].keys()
-    for name, figures in found[8].items():
-        assert abs(figures["retention"] - found[1][name]["retention"]) < 0.01, name
-        assert 0.5 < figures["error_energy"] / found[1][name]["error_energy"] < 2, name  # rows of a tiny tensor differ in ‖Δ‖
-    assert found[8] != found[1]
+        kept[one_in] = merge.merge(base, adapter, tmp_path / f"out-{one_in}").fidelity
+    before, after = reference.weights(base), reference.weights(tmp_path / "out-8")
+    assert all(torch.equal(after[name], value) for name, value in reference.weights(tmp_path / "out-1").items())
+    deltas = {f"{module}.weight": delta for module, delta in reference.adapter_deltas(adapter).items()}
+    assert kept[8].keys() == kept[1].keys() == deltas.keys() | {fidelity.WHOLE}
+    alone = 0  # tensors of which a slab among several speaks for all
+    for name, delta in deltas.items():
+        height = 1024 // (2 * delta.shape[1])  # rows of a slab of a kibibyte
+        alone += height < len(delta) <= 8 * height
+        for one_in, rows in ((1, len(delta)), (8, height)):
+            if one_in == 1 or len(delta) <= 8 * height:
+                own, change = delta[:rows], (after[name].double() - before[name].double())[:rows]
+                assert kept[one_in][name]["retention"] == pytest.approx(float((change * own).sum() / own.square().sum()), abs=1e-5), name
+                assert kept[one_in][name]["error_energy"] == pytest.approx(float((change - own).norm() / own.norm()), rel=1e-3), name
+    assert alone > 3
