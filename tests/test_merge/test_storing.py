@@ -112,7 +112,7 @@ def test_under_nearest_a_sample_of_slabs_speaks_for_all(tmp_path: Path, monkeypa
     """The bytes are the same; the figures are those of the first slab, where there are eight at most, by a reference in float64."""
     base = make_checkpoint("llama", tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter")
-    monkeypatch.setattr(planner, "MIB", 1024)
+    monkeypatch.setattr(planner, "MIB", 4096)
     kept = {}
     for one_in in (1, 8):
         monkeypatch.setattr(inputs, "ONE_IN", one_in)
@@ -123,7 +123,7 @@ def test_under_nearest_a_sample_of_slabs_speaks_for_all(tmp_path: Path, monkeypa
     assert kept[8].keys() == kept[1].keys() == deltas.keys() | {fidelity.WHOLE}
     alone = 0  # tensors of which a slab among several speaks for all
     for name, delta in deltas.items():
-        height = 1024 // (2 * delta.shape[1])  # rows of a slab of a kibibyte
+        height = 4096 // (2 * delta.shape[1])  # rows of a slab of four kibibytes
         alone += height < len(delta) <= 8 * height
         for one_in, rows in ((1, len(delta)), (8, height)):
             if one_in == 1 or len(delta) <= 8 * height:
