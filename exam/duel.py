@@ -77,8 +77,8 @@ def planted(fault: Fault, at: Bench, room: Path) -> Iterator[tuple[dict[str, Any
     asked: dict[str, Any] = {"level": "weights", "min_retention": 0.0}
     if fault.plant is not None and (fault.family, (at.dtype, at.rho)) == (at.family, CONDITIONS[0]):
         case = spoiled(at.case, room)
-        asked |= {"base": case.base, "adapter": case.adapter, "merged": case.merged}
-        yield asked | (fault.plant(case) or {}), False
+        changed = fault.plant(case) or {}  # first: a fault of the base is planted in a copy of it
+        yield asked | {"base": case.base, "adapter": case.adapter, "merged": case.merged} | changed, False
     for number, site in enumerate(site for site in at.sites if fault.spoil is not None and site.role in fault.roles):
         if (merged := _spoiled_tensor(fault, site)) is not None:
             case = spoiled(at.case, room / str(number))
