@@ -1,11 +1,7 @@
 """Bad input: a clear sentence, exit code 3, nothing written, no traceback."""
 
-import json
 import shutil
-import struct
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,131 +14,14 @@ from typer.testing import CliRunner
 import merge
 from merge.__main__ import app
 from merge.errors import MergeError
-
-Q = "base_model.model.model.layers.0.self_attn.q_proj"
-
-
-@dataclass
-class Room:
-    """Copies of a base and an adapter that a test may damage."""
-
-    base: Path
-    adapter: Path
-    out: Path
-
-    @property
-    def shard(self) -> Path:
-        return min(self.base.glob("*.safetensors"))
-
-    def config(self, **changed: Any) -> None:
-        path = self.adapter / "adapter_config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-
-    def unknown(self) -> None:
-        (self.base / "config.json").write_text('{"architectures": ["NobodyForCausalLM"], "model_type": "nobody"}')
-
-    def tensors(self, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-        path = self.adapter / "adapter_model.safetensors"
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path)
-
-    def index(self, change: Callable[[dict[str, str]], object]) -> None:
-        path = self.base / "model.safetensors.index.json"
-        data = json.loads(path.read_text())
-        change(data["weight_map"])
-        path.write_text(json.dumps(data))
-
-    def header(self, change: Callable[[dict[str, Any]], bytes | None]) -> None:
-        raw = self.shard.read_bytes()
-        (length,) = struct.unpack("<Q", raw[:8])
-        entries = json.loads(raw[8 : 8 + length])
-        new = change(entries) or json.dumps(entries).encode()
-        self.shard.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
+from tests.test_merge import damage
+from tests.test_merge.damage import Q, Room
 
 
 @pytest.fixture
 def room(llama: SimpleNamespace, tmp_path: Path) -> Room:
     base, adapter = (shutil.copytree(folder, tmp_path / folder.name) for folder in (llama.base, llama.adapter))
     return Room(base, adapter, tmp_path / "out")
-
-
-def _first(entries: dict[str, Any]) -> dict[str, Any]:
-    return next(entry for name, entry in entries.items() if name != "__metadata__")
-
-
-def _overlap(entries: dict[str, Any]) -> None:
-    second = sorted((e["data_offsets"], name) for name, e in entries.items() if name != "__metadata__")[1][1]
-    entries[second]["data_offsets"] = [n - 2 for n in entries[second]["data_offsets"]]
-
-
-def _repeated(entries: dict[str, Any]) -> bytes:
-    name = next(name for name in entries if name != "__metadata__")
-    return json.dumps(entries).encode()[:-1] + f', "{name}": {json.dumps(entries[name])}}}'.encode()
-
-
-def _huge(room: Room) -> None:
-    raw = room.shard.read_bytes()
-    room.shard.write_bytes(struct.pack("<Q", 200_000_000) + raw[8:])
-
-
-def _truncate(room: Room) -> None:
-    room.shard.write_bytes(room.shard.read_bytes()[:-10])
-
-
-def _nan(tensors: dict[str, torch.Tensor]) -> None:
-    tensors[f"{Q}.lora_A.weight"][0, 0] = float("nan")
-
-
-def _rank(tensors: dict[str, torch.Tensor]) -> None:
-    for half, axis in (("lora_A", 0), ("lora_B", 1)):
-        name = f"{Q}.{half}.weight"
-        tensors[name] = torch.cat([tensors[name]] * 2, axis)
-
-
-def _legacy(room: Room) -> None:
-    tensors = load_file(room.adapter / "adapter_model.safetensors")
-    (room.adapter / "adapter_model.safetensors").unlink()
-    torch.save(tensors, room.adapter / "adapter_model.bin", _use_new_zipfile_serialization=False)
-
-
-def _evil_pickle(room: Room) -> None:
-    (room.adapter / "adapter_model.safetensors").unlink()
-    torch.save({"a": Path}, room.adapter / "adapter_model.bin")
-
-
-def _compressed(room: Room) -> None:
-    _as_pickle(room)
-    path = room.adapter / "adapter_model.bin"
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-
-
-def _as_pickle(room: Room) -> None:
-    tensors = load_file(room.adapter / "adapter_model.safetensors")
-    (room.adapter / "adapter_model.safetensors").unlink()
-    torch.save(tensors, room.adapter / "adapter_model.bin")
-
-
-def _far_token(room: Room) -> None:
-    path = room.base / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["added_tokens"].append({"id": 99_999, "content": "<far>", "special": True})
-    path.write_text(json.dumps(content))
-
-
-def _other_model(tensors: dict[str, torch.Tensor]) -> None:
-    for name in list(tensors):
-        tensors[name.replace("self_attn", "attention")] = tensors.pop(name)
-
-
-def _wider(tensors: dict[str, torch.Tensor]) -> None:
-    for name in list(tensors):
-        if name.endswith("lora_A.weight"):
-            tensors[name] = torch.cat([tensors[name]] * 2, 1)
 
 
 BAD: dict[str, tuple[Callable[[Room], object], str]] = {
@@ -153,41 +32,44 @@ BAD: dict[str, tuple[Callable[[Room], object], str]] = {
     "index is not JSON": (lambda r: (r.base / "model.safetensors.index.json").write_text("{"), "cannot be read as JSON"),
     "index disagrees": (lambda r: r.index(lambda m: m.pop(next(iter(m)))), "disagree about 1 tensors"),
     "path traversal": (lambda r: r.index(lambda m: m.update({next(iter(m)): "../evil.safetensors"})), "is not a shard beside it"),
-    "header overlaps": (lambda r: r.header(_overlap), "overlaps"),
-    "header overruns": (lambda r: r.header(lambda e: _first(e).update(data_offsets=[0, 1 << 40])), "occupies bytes 0…1099511627776"),
-    "header over the limit": (_huge, "limit of 100,000,000"),
-    "header repeats a key": (lambda r: r.header(_repeated), "twice"),
+    "header overlaps": (lambda r: r.header(damage.overlap), "overlaps"),
+    "header overruns": (lambda r: r.header(lambda e: damage.first(e).update(data_offsets=[0, 1 << 40])), "occupies bytes 0…1099511627776"),
+    "header over the limit": (damage.huge, "limit of 100,000,000"),
+    "header repeats a key": (lambda r: r.header(damage.repeated), "twice"),
     "header is not JSON": (lambda r: r.header(lambda e: b"not json"), "not valid JSON"),  # noqa: ARG005
-    "truncated shard": (_truncate, "truncated"),
+    "truncated shard": (damage.truncate, "truncated"),
     "config of the base missing": (lambda r: (r.base / "config.json").unlink(), "config.json of the base cannot be read"),
     "unknown architecture, square, orientation unsaid": (
         lambda r: (r.unknown(), r.config(fan_in_fan_out=None)),
         "which way round it is stored cannot be known",
     ),
-    "unknown architecture, other names": (lambda r: (r.unknown(), r.tensors(_other_model)), "have no place in the base checkpoint"),
+    "unknown architecture, other names": (lambda r: (r.unknown(), r.tensors(damage.other_model)), "have no place in the base checkpoint"),
     "adapter without configuration": (lambda r: (r.adapter / "adapter_config.json").unlink(), "adapter_config.json"),
     "adapter without weights": (lambda r: (r.adapter / "adapter_model.safetensors").unlink(), "neither adapter_model.safetensors nor"),
-    "unmatched adapter tensors": (lambda r: r.tensors(_other_model), "have no place in the base checkpoint(.|\n)*nearest base weight"),
+    "unmatched adapter tensors": (
+        lambda r: r.tensors(damage.other_model),
+        "have no place in the base checkpoint(.|\n)*nearest base weight",
+    ),
     "unexpected adapter tensor": (lambda r: r.tensors(lambda t: t.update({"x.lora_magnitude_vector": torch.ones(3)})), "of a kind that"),
     "missing lora_B": (lambda r: r.tensors(lambda t: t.pop(f"{Q}.lora_B.weight")), "no lora_B"),
     "truncated adapter": (
         lambda r: r.tensors(lambda t: [t.pop(f"{Q}.lora_{half}.weight") for half in "AB"]),
         "1 of 21 weights that target_modules",
     ),
-    "wrong rank": (lambda r: r.tensors(_rank), "the configuration says"),
-    "NaN in the adapter": (lambda r: r.tensors(_nan), "NaN or infinite"),
-    "another model's adapter": (lambda r: r.tensors(_wider), "make a delta of shape"),
+    "wrong rank": (lambda r: r.tensors(damage.rank), "the configuration says"),
+    "NaN in the adapter": (lambda r: r.tensors(damage.nan), "NaN or infinite"),
+    "another model's adapter": (lambda r: r.tensors(damage.wider), "make a delta of shape"),
     "DoRA": (lambda r: r.config(use_dora=True), "use_dora is true, and there is no lora_magnitude_vector"),
     "alpha that is no number": (lambda r: r.config(lora_alpha=float("nan")), "a finite number was expected, found nan"),
     "switch that is a word": (lambda r: r.config(use_rslora="false"), "true or false was expected"),
     "rank 0": (lambda r: r.config(r=0), "a rank of at least 1"),
     "pattern that is no regex": (lambda r: r.config(alpha_pattern={"(": 2}), "cannot be read"),
     "trained head that is not in the file": (lambda r: r.config(modules_to_save=["lm_head"]), "1 of 22 weights"),
-    "compressed pickle": (_compressed, "compressed or big-endian"),
-    "token beyond the embedding": (_far_token, "lies beyond the embedding's 320 rows"),
+    "compressed pickle": (damage.compressed, "compressed or big-endian"),
+    "token beyond the embedding": (damage.far_token, "lies beyond the embedding's 320 rows"),
     "unknown field": (lambda r: r.config(next_year=1), "next_year = 1"),
-    "legacy pickle": (_legacy, r"Convert it where you trust it:\n  python -c"),
-    "pickle with code": (_evil_pickle, "not a file of plain tensors"),
+    "legacy pickle": (damage.legacy, r"Convert it where you trust it:\n  python -c"),
+    "pickle with code": (damage.evil_pickle, "not a file of plain tensors"),
     "out holds something else": (lambda r: (r.out.mkdir(), (r.out / "x").touch()), "not empty, and no merge of ours"),
     "out is a file": (lambda r: r.out.touch(), "is not a directory"),
 }
@@ -195,8 +77,8 @@ BAD: dict[str, tuple[Callable[[Room], object], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_refused_and_nothing_is_written(name: str, room: Room) -> None:
-    damage, sentence = BAD[name]
-    damage(room)
+    spoil, sentence = BAD[name]
+    spoil(room)
     before = sorted(room.out.rglob("*")) if room.out.is_dir() else room.out.exists()
     with pytest.raises(MergeError, match=sentence) as refusal:
         merge.merge(room.base, room.adapter, room.out)
@@ -266,7 +148,7 @@ def test_another_dtype_for_a_quantised_base(room: Room) -> None:
 
 def test_a_pickle_is_merged_to_the_same_bytes(room: Room, llama: SimpleNamespace) -> None:
     merge.merge(llama.base, llama.adapter, room.out)
-    _as_pickle(room)
+    damage.as_pickle(room)
     merge.merge(llama.base, room.adapter, room.out.with_name("pickled"))
     for shard in room.out.glob("*.safetensors"):
         assert shard.read_bytes() == (room.out.with_name("pickled") / shard.name).read_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from merge.proxies import make_adapter, make_checkpoint
-from tests.test_merge.test_resume import Crash, FailingSink, content, run, work
+from tests.test_merge.interruption import Crash, FailingSink, content, run, work
 
 
 @pytest.fixture(scope="module")
