@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 import transformers
@@ -153,8 +154,13 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Stored]:
 
 
 def _hollow(tensors: Mapping[str, Stored] | Mapping[str, AdapterTensor]) -> dict[str, Tensor]:
-    """The tensors without storage; those that are no floats as bytes, since only their shape matters here."""
-    return {name: torch.empty(t.shape, dtype=FLOATS.get(t.dtype, torch.uint8), device="meta") for name, t in tensors.items()}
+    """The tensors without storage, one for all of a kind; those that are no floats as bytes, since only their shape matters here."""
+
+    @cache
+    def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    return {name: empty(t.shape, FLOATS.get(t.dtype, torch.uint8)) for name, t in tensors.items()}
 
 
 @contextmanager
