@@ -80,7 +80,7 @@ def hidden(flipped: bool) -> tuple[Tensor, Delta, tuple[slice | int, slice | int
     right[1] = -right[0] + right[1] * 1e-7
     left[:, 1] = 0
     left[9, :2] = left[9, 0] * 1e7
-    W = (torch.randn(4096, 64, generator=chance) * 0.02).bfloat16()
+    W = torch.randn(4096, 64, generator=chance) * 0.02
     if flipped:
         return W.T.contiguous(), Delta(right.T.contiguous(), left.T.contiguous(), 2.0, torch.float32), (slice(None), 9)
     return W, Delta(left, right, 2.0, torch.float32), (9, slice(None))
@@ -94,12 +94,22 @@ def test_a_row_or_column_that_lost_its_delta_does_not_hide_among_the_others(flip
     lost = exact.clone()
     lost[line] = 0
     for change, outcome in ((exact, Outcome.PASSED), (lost, Outcome.UNDECIDED)):
-        merged = (W.double() + change).bfloat16()
-        tally = Tally(tuple(W.shape), Fidelity(None, flipped=False, noisy=False))
-        tally.judge(Block(0, W, (delta,)), merged, Grid(torch.bfloat16), "nearest")
+        tally = Tally((W.shape[0], W.shape[1]), Fidelity(None, flipped=False, noisy=False))
+        tally.judge(Block(0, W, (delta,)), (W.double() + change).float(), Grid(torch.float32), "nearest")
         assert not tally.beyond
         assert tally.unexplained <= TOLD**2 * tally.due
         assert tally.within("", {}).outcome is outcome
+
+
+def test_rows_of_a_faint_delta_are_no_doubt_however_it_is_added_up() -> None:
+    """Rank after rank onto W, each sum rounded to float32: of the faintest rows nothing is left, and no product's noise explains it."""
+    chance = torch.Generator().manual_seed(9)
+    W, A = torch.randn(SHAPE, generator=chance), torch.randn(RANK, SHAPE[1], generator=chance)
+    B = torch.randn(SHAPE[0], RANK, generator=chance) * torch.logspace(-10, 0, SHAPE[0])[:, None]
+    merged = W
+    for rank in range(RANK):
+        merged = merged + torch.outer(B[:, rank], A[rank])
+    assert judged(W, merged, Delta(B, A, 1.0, torch.float32)) == "passed"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
