@@ -10,12 +10,22 @@ from certify.checks.c7_tokenizer import tokenizer_problems
 from certify.checks.c7_tokenizer_files import Problems
 from certify.errors import DamagedError
 from certify.expect.declared import Declared
-from certify.expect.meaning import config_meaning, differences, generation_meaning, without_noise
+from certify.expect.meaning import config_meaning, differences, generation_meaning, processors_as_saved, without_noise
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import CONFIG as ADAPTER_CONFIG
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.folder import folder_digest, sha256
-from certify.inputs.side_files import CONFIG, GENERATION, complete_tokenizers, is_code, is_tokenizer, side_files, tokenizer_files
+from certify.inputs.side_files import (
+    CONFIG,
+    GENERATION,
+    PROCESSORS,
+    SETTINGS,
+    complete_tokenizers,
+    is_code,
+    is_tokenizer,
+    side_files,
+    tokenizer_files,
+)
 from certify.inputs.strict_json import read_object
 
 CODE = "C7"
@@ -91,6 +101,12 @@ class SideFiles:
     def _added(self, name: str, found: Path) -> list[str]:
         if is_code(name):
             return ["code that the base does not have; a loader that trusts remote code would execute it"]
+        if SETTINGS.fullmatch(name):
+            return ["settings that the base does not have; a loader that finds this file goes by it"]
+        if name in PROCESSORS:
+            if (saved := processors_as_saved(self.base.directory).get(name)) is None:
+                return ["the settings of a processor that the base does not have, or that transformers does not make of it"]
+            return differences(without_noise(read_object(found)), without_noise(saved))
         if name == ADAPTER_CONFIG:
             return ["the configuration of an adapter: a loader takes this directory for an adapter and does not read its weights"]
         if name == GENERATION:  # save_pretrained makes one from config.json: it may repeat what stands there, and nothing else

@@ -124,9 +124,12 @@ def _compare_templates(merged: Path, source: Path, names: frozenset[str], proble
         problems.setdefault(home, []).append(str(error))
         return
     for name in sorted({*found, *expected}):
-        if found.get(name) != expected.get(name):
+        here, there = found.get(name, []), expected.get(name, [])
+        if here[-1:] != there[-1:]:
             state = "lost" if name not in found else "added" if name not in expected else "not the original one"
             problems.setdefault(home, []).append(f"the chat template {name!r} is {state}")
+        elif {*here} - {*there}:  # loaders differ in where they look first
+            problems.setdefault(home, []).append(f"the chat template {name!r} stands in two places, and one is not the original one")
 
 
 def _ids(merged: Path, source: Path, rows: dict[Path, int | None]) -> Problems:

@@ -4,10 +4,12 @@ The tensors are handed to the loaders without storage, with the shapes and dtype
 loaded in the same way: what the loader makes of the base is not the merge's fault, only what it makes of merged besides.
 """
 
+import ctypes
+import gc
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -70,6 +72,7 @@ def loading(base: Checkpoint, merged: Checkpoint, declared: Declared | None = No
         found = checkpoint_report(merged)
     except NotInterpretedError as error:
         return Finding(CODE, SUBJECT, Outcome.FAILED, f"transformers builds the base's model, and not this one: {error}")
+    _hand_back()
     if declared is not None and declared.labels:
         expected.unexpected |= found.unexpected & base.tensors.keys()
     figures: dict[str, Figure] = {
@@ -105,6 +108,7 @@ def adapter_loading(base: Checkpoint, adapter: Adapter, subject: str = ADAPTER_S
 
 def checkpoint_report(checkpoint: Checkpoint) -> Report:
     """transformers' report on one directory. Raises NotInterpretedError where it cannot build the model that config.json names."""
+    _hand_back()
     model = skeleton(checkpoint.directory)
     report = Report()
     with _heard(report.said):
@@ -145,6 +149,13 @@ def adapter_report(base: Checkpoint, adapter: Adapter) -> Report:
         except Exception as error:  # unknown tuners, names of an older module tree, tensors that do not fit …
             report.refused = _short(f"{type(error).__name__}: {error}")
     return report
+
+
+def _hand_back() -> None:
+    """What an earlier skeleton took goes back to the system, where the C library can do that."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _weights(checkpoint: Checkpoint) -> dict[str, Stored]:

@@ -12,7 +12,7 @@ import transformers
 
 from certify.errors import DamagedError
 from certify.expect.skeleton import quiet
-from certify.inputs.side_files import MORE_TEMPLATES, OLD_TEMPLATE, TEMPLATE, TOKENIZER_CONFIG
+from certify.inputs.side_files import MORE_TEMPLATES, OLD_TEMPLATE, PROCESSORS, TEMPLATE, TOKENIZER_CONFIG
 from certify.inputs.strict_json import read_object
 
 NOISE = ("transformers_version", "dtype", "torch_dtype")  # keys that say who wrote the file; the dtype is judged by itself
@@ -85,25 +85,38 @@ def tokenizer_as_saved(loaded: Any) -> Meaning:
     return {"add_bos_token": ids[:1] == [loaded.bos_token_id], "add_eos_token": ids[-1:] == [loaded.eos_token_id]} | stated
 
 
+def processors_as_saved(directory: Path) -> dict[str, Meaning]:
+    """File → what transformers writes there of the processor of pictures or sound; empty where there is none that it can load."""
+    try:
+        with quiet(), tempfile.TemporaryDirectory() as room:
+            transformers.AutoProcessor.from_pretrained(directory, **SAFE).save_pretrained(room)
+            return {name: read_object(Path(room) / name) for name in PROCESSORS if (Path(room) / name).is_file()}
+    except Exception:  # as above
+        return {}
+
+
 def _flags(token: Any) -> Meaning:
     """An added token's content and flags."""
     return {name: getattr(token, name) for name in ("content", "single_word", "lstrip", "rstrip", "normalized", "special")}
 
 
-def chat_templates(directory: Path) -> dict[str, str]:
-    """Name → template, from wherever it stands; a loader prefers the file of its own. Raises DamagedError."""
+def chat_templates(directory: Path) -> dict[str, list[str]]:
+    """Name → templates, from wherever they stand, the one that transformers prefers at the end. Raises DamagedError."""
     stated: Any = read_object(directory / TOKENIZER_CONFIG).get("chat_template") if (directory / TOKENIZER_CONFIG).is_file() else None
-    found: dict[str, str] = {}
+    found: list[tuple[str, str]] = []
     if isinstance(stated, str):
-        found["default"] = stated
+        found.append(("default", stated))
     elif isinstance(stated, list):
-        found = {str(entry.get("name")): str(entry.get("template")) for entry in stated if isinstance(entry, dict)}
+        found += [(str(entry.get("name")), str(entry.get("template"))) for entry in stated if isinstance(entry, dict)]
     if (directory / OLD_TEMPLATE).is_file():
-        found["default"] = str(read_object(directory / OLD_TEMPLATE).get("chat_template"))
+        found.append(("default", str(read_object(directory / OLD_TEMPLATE).get("chat_template"))))
     if (directory / TEMPLATE).is_file():
-        found["default"] = _text(directory / TEMPLATE)
-    found |= {path.stem: _text(path) for path in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))}
-    return {name: text.removesuffix("\n") for name, text in found.items()}  # jinja itself drops one newline at the end
+        found.append(("default", _text(directory / TEMPLATE)))
+    found += [(path.stem, _text(path)) for path in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))]
+    templates: dict[str, list[str]] = {}
+    for name, text in found:
+        templates.setdefault(name, []).append(text.removesuffix("\n"))  # jinja itself drops one newline at the end
+    return templates
 
 
 def without_noise(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """A checkpoint directory as a loader sees it: the index, the files it names, and the tensors in them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from sys import intern
 from typing import Any
@@ -46,7 +47,11 @@ class Checkpoint:
 
     def file_of(self, name: str) -> str:
         """The weight file of a tensor; where it should be if it is nowhere."""
-        return self.tensors[name].path.relative_to(self.directory).as_posix() if name in self.tensors else self.weight_map.get(name, "")
+        return self._names[self.tensors[name].path] if name in self.tensors else self.weight_map.get(name, "")
+
+    @cached_property
+    def _names(self) -> dict[Path, str]:
+        return {self.directory / file: file for file in self.headers}
 
     @property
     def weight_files(self) -> tuple[str, ...]:

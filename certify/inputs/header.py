@@ -6,6 +6,7 @@ The tensors tile the data without hole or overlap (github.com/huggingface/safete
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from sys import intern
@@ -93,7 +94,13 @@ def _entry(name: str, fields: Any, data: int) -> Entry:
     needed = math.prod(shape) * BITS[dtype]
     if start > stop or (stop - start) * 8 != needed:
         raise DamagedError(f"{dtype} {shape} needs {needed / 8:,g} bytes; data_offsets [{start}, {stop}] span {stop - start:,}")
-    return Entry(intern(name), intern(dtype), tuple(shape), data + start, data + stop)
+    return Entry(intern(name), intern(dtype), _shared(tuple(shape)), data + start, data + stop)
+
+
+@lru_cache(maxsize=4096)
+def _shared(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """One object for all tensors of a shape: there are 92,000, of a few shapes."""
+    return shape
 
 
 def _tiling(entries: list[Entry], data: int, size: int) -> list[str]:

@@ -1,5 +1,6 @@
 """What stands beside the weights: which files have a meaning for a loader, and what kind of thing each is. Names only."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +14,11 @@ VOCABULARIES = (TOKENIZER_JSON, "vocab.json", "vocab.txt", "tokenizer.model", "s
 MERGES, SPECIAL, ADDED = "merges.txt", "special_tokens_map.json", "added_tokens.json"
 TOKENS = (MERGES, SPECIAL, ADDED, TOKENIZER_CONFIG, TEMPLATE, OLD_TEMPLATE)
 VERSIONED = "tokenizer."  # tokenizer.4.0.0.json of transformers, tokenizer.model.v3 of mistral-common
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "audio_tokenizer_config.json")
+SETTINGS = re.compile(
+    r"params\.json|modules\.json|model_index\.json|config_sentence_transformers\.json|sentence_\w+_config\.json"  # other libraries' models
+    r"|hf_quant_config\.json|quant(ize)?_config\.json"  # quantisers' own, beside config.json
+)  # a loader that finds one goes by it
 CODE_SUFFIXES = (".py", ".pyc", ".so")  # what a loader that trusts remote code would execute
 DOCUMENT_SUFFIXES = (".md", ".rst", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".mp4", ".ipynb")
 DOCUMENT_STEMS = ("license", "notice", "readme", "use_policy", "changelog", "merge-")  # merge-*: the manifest and log of a merge
