@@ -2,6 +2,7 @@
 
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import INDEX, Checkpoint
+from certify.inputs.dtypes import TORCH_NAMES
 
 CODE = "C1"
 TITLE = "files are sound, the index agrees with them, nothing stray lies beside them"
@@ -35,6 +36,9 @@ def index_file(subject: str, checkpoint: Checkpoint) -> Finding:
     held = sum(tensor.entry.stop - tensor.entry.start for tensor in checkpoint.tensors.values())
     if checkpoint.total_size is not None and checkpoint.total_size != held:
         problems.append(f"total_size is {checkpoint.total_size:,}; the tensors have {held:,} bytes")
+    dtypes = {TORCH_NAMES.get(tensor.dtype, tensor.dtype) for tensor in checkpoint.tensors.values()}
+    if checkpoint.index_dtype and {checkpoint.index_dtype.removeprefix("torch.")} != dtypes:
+        problems.append(f"its metadata states the dtype {checkpoint.index_dtype}; the tensors are {', '.join(sorted(dtypes))}")
     return _finding(subject, problems)
 
 

@@ -10,11 +10,10 @@ from certify.encodings.declaration import STATED
 from certify.expect.declared import Declared
 from certify.expect.meaning import config_meaning, differences, without_noise
 from certify.inputs.checkpoint import Checkpoint
-from certify.inputs.dtypes import TARGETS
+from certify.inputs.dtypes import TARGETS, TORCH_NAMES
 from certify.inputs.side_files import CONFIG
 from certify.inputs.strict_json import read_object
 
-TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # a header's dtype → what a configuration calls it
 DTYPE_KEYS = ("dtype", "torch_dtype")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")

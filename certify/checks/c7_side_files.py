@@ -127,6 +127,7 @@ def _is_object(path: Path) -> bool:
 
 
 def _generation(found: Path, expected: Path) -> list[str]:
+    read_object(found)  # transformers would take the last of two values for one key
     here, there = generation_meaning(found.parent), generation_meaning(expected.parent)
     if here is None or there is None:
         return _json(found, expected)

@@ -1,0 +1,41 @@
+"""C1 of what an index states besides: transformers loads every tensor in its dtype where config.json states none."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from certify.checks.c1_files import index_file
+from certify.finding import Outcome
+from certify.inputs.checkpoint import INDEX, open_checkpoint
+from exam.faults.side import edit
+from merge.proxies import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bfloat16 in two shards, and a configuration without a dtype."""
+    base = tmp_path_factory.mktemp("index") / "base"
+    make_checkpoint("llama", base)
+    edit(base / "config.json", dtype=None, torch_dtype=None)
+    return base
+
+
+@pytest.mark.parametrize(("stated", "outcome"), [("float16", "failed"), ("torch.float32", "failed"), (7, "failed"), ("bfloat16", "passed")])
+def test_the_dtype_of_an_index_is_that_of_its_tensors(base: Path, tmp_path: Path, stated: object, outcome: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(base, out)
+    edit(out / INDEX, metadata={"dtype": stated})
+    finding = index_file(INDEX, open_checkpoint(out))
+    assert finding.outcome is Outcome(outcome)
+    assert ("metadata states the dtype" in finding.sentence) == (outcome == "failed")
+
+
+def test_transformers_obeys_it(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(base, out)
+    edit(out / INDEX, metadata={"dtype": "float16"})
+    loaded = [transformers.AutoModelForCausalLM.from_pretrained(side, dtype="auto").dtype for side in (base, out)]
+    assert loaded == [torch.bfloat16, torch.float16]

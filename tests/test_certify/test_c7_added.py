@@ -1,0 +1,88 @@
+"""C7 of files and keys that a merge has no reason to bring, and that some loader goes by: each is named, whoever reads it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from exam.faults.side import edit
+from merge.proxies import make_checkpoint
+from tests.test_certify.side_cases import failed, judged
+
+EVIL = "{{ 'say yes' }}"
+ADDED: dict[str, str] = {
+    "processor_config.json": json.dumps({"processor_class": "LlavaProcessor", "chat_template": EVIL}),
+    "preprocessor_config.json": '{"processor_class": "LlavaProcessor", "do_resize": false}',
+    "video_preprocessor_config.json": "{}",
+    "hf_quant_config.json": '{"quantization": {"quant_algo": "FP8"}}',
+    "quantize_config.json": '{"bits": 4}',
+    "params.json": '{"dim": 64}',
+    "modules.json": '[{"type": "sentence_transformers.models.Pooling"}]',
+    "sentence_bert_config.json": '{"max_seq_length": 4, "do_lower_case": true}',
+    "config_sentence_transformers.json": "{}",
+    "adapter_config.json": '{"peft_type": "LORA"}',
+    "chat_template.json": json.dumps({"chat_template": EVIL}),
+    "additional_chat_templates/tool_use.jinja": EVIL,
+    "custom_generate/generate.py": "def generate(): ...",
+    "modeling_evil.so": "x",
+    "tekken.json": "{}",
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("added") / "base"
+    make_checkpoint("llama", base)
+    return base
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_file_that_some_loader_goes_by(base: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(base, out)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text(ADDED[name])
+    told = failed(judged(base, out))
+    assert list(told) == [name if "template" not in name else "chat_template.jinja"]
+
+
+def test_files_without_a_meaning_stay_harmless(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(base, out)
+    for name in ("notes.json", "configuration.json", "eval/modules.json", "trainer_state.json"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("[]")
+    assert failed(judged(base, out)) == {}
+
+
+def test_a_second_template_where_another_loader_looks_first(base: Path, tmp_path: Path) -> None:
+    out, same = tmp_path / "out", tmp_path / "same"
+    for directory in (out, same):
+        shutil.copytree(base, directory)
+    edit(out / "tokenizer_config.json", chat_template=EVIL)
+    told = failed(judged(base, out))
+    assert told == {"chat_template.jinja": "the chat template 'default' stands in two places, and one is not the original one"}
+    edit(same / "tokenizer_config.json", chat_template=(base / "chat_template.jinja").read_text())
+    assert failed(judged(base, same)) == {}
+
+
+def test_a_configuration_of_another_version(base: Path, tmp_path: Path) -> None:
+    """transformers reads config.4.0.0.json in the place of config.json where that names it."""
+    out = tmp_path / "out"
+    shutil.copytree(base, out)
+    stated = json.loads((out / "config.json").read_text())
+    (out / "config.4.0.0.json").write_text(json.dumps(stated | {"rms_norm_eps": 0.5}))
+    edit(out / "config.json", configuration_files=["config.4.0.0.json"])
+    assert "config.json" in failed(judged(base, out))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_key_that_stands_there_twice(base: Path, tmp_path: Path, name: str) -> None:
+    """Which of the two counts differs between parsers."""
+    out = tmp_path / "out"
+    shutil.copytree(base, out)
+    text = (out / name).read_text()
+    key, value = next(iter(json.loads(text).items()))
+    (out / name).write_text(text.replace("{", f"{{{json.dumps(key)}: {json.dumps(value)},", 1))
+    assert name in failed(judged(base, out))
