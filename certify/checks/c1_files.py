@@ -1,5 +1,7 @@
 """C1: every file is a sound safetensors file, the index and the files agree both ways, and no other weights lie beside them."""
 
+from collections.abc import Set
+
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import INDEX, Checkpoint
 from certify.inputs.dtypes import TORCH_NAMES
@@ -9,12 +11,14 @@ TITLE = "files are sound, the index agrees with them, nothing stray lies beside 
 SHOWN = 4  # names of tensors shown per problem
 
 
-def weight_file(subject: str, file: str, checkpoint: Checkpoint) -> Finding:
-    """One weight file that the index names."""
+def weight_file(subject: str, file: str, checkpoint: Checkpoint, formats: Set[str] = frozenset({"pt"})) -> Finding:
+    """One weight file that the index names. formats: what it may say it is in, if it says so."""
     if file in checkpoint.absent:
         return _finding(subject, ["the index names this file, but it does not exist"])
     header = checkpoint.headers[file]
     problems = list(header.problems)
+    if header.format and header.format not in formats:
+        problems.append(f"states the format {header.format!r}, {' or '.join(map(repr, sorted(formats)))} was expected")
     elsewhere = [name for name in header.entries if checkpoint.weight_map.get(name) != file]
     unnamed = [name for name in elsewhere if name not in checkpoint.weight_map]
     if checkpoint.sharded:

@@ -59,7 +59,13 @@ def folder_digest(directory: Path, digest: Callable[[Path], str] = sha256) -> st
 def listing_digest(files: Mapping[str, str]) -> str:
     """One digest for many files (relative path → sha256): sha256 over the sorted lines `sha256␠␠relative/path\\n`.
 
-    Raises UnicodeEncodeError for a name that no file can have.
+    A name that holds a line feed would otherwise be another file's line: as `sha256sum` does, its line begins with a backslash, and line
+    feeds and backslashes in it are written \\n and \\\\. Raises UnicodeEncodeError for a name that no file can have.
     """
-    lines = sorted(f"{digest}  {name}\n" for name, digest in files.items())
+    lines = sorted(f"{digest}  {name}\n" if "\n" not in name else _escaped(digest, name) for name, digest in files.items())
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _escaped(digest: str, name: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
+    return f"\\{digest}  {escaped}\n"

@@ -37,11 +37,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """entries: tensors whose description makes sense by itself. problems: sentences with byte offsets; empty for a sound file."""
+    """entries: tensors whose description makes sense by itself. problems: sentences with byte offsets; empty for a sound file.
+
+    format: whose tensors they are, as the file says ("pt", "tf" …); version 4 of transformers loads them accordingly
+    """
 
     entries: dict[str, Entry]
     problems: tuple[str, ...]
     size: int
+    format: str = ""
 
 
 def read_header(path: Path) -> Header:
@@ -77,7 +81,7 @@ def _judge(described: dict[str, Any], repeated: list[str], data: int, size: int)
         except DamagedError as error:
             problems.append(f"byte {LENGTH}: tensor {name!r}: {error}")
     problems += _tiling(list(entries.values()), data, size)
-    return Header(entries, tuple(problems), size)
+    return Header(entries, tuple(problems), size, str(metadata.get("format", "")) if isinstance(metadata, dict) else "")
 
 
 def _entry(name: str, fields: Any, data: int) -> Entry:

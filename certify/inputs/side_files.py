@@ -17,7 +17,7 @@ VERSIONED = "tokenizer."  # tokenizer.4.0.0.json of transformers, tokenizer.mode
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "audio_tokenizer_config.json")
 SETTINGS = re.compile(
     r"params\.json|modules\.json|model_index\.json|config_sentence_transformers\.json|sentence_\w+_config\.json"  # other libraries' models
-    r"|hf_quant_config\.json|quant(ize)?_config\.json"  # quantisers' own, beside config.json
+    r"|hf_quant_config\.json|quant(ize)?_config\.json|normalizer\.json"  # quantisers' own, beside config.json; Whisper's spelling
 )  # a loader that finds one goes by it
 CODE_SUFFIXES = (".py", ".pyc", ".so")  # what a loader that trusts remote code would execute
 DOCUMENT_SUFFIXES = (".md", ".rst", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".mp4", ".ipynb")

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from certify.checks.c1_files import index_file
+from certify.files import Files
 from certify.finding import Outcome
 from certify.inputs.checkpoint import INDEX, open_checkpoint
 from exam.faults.side import edit
@@ -31,6 +33,17 @@ def test_the_dtype_of_an_index_is_that_of_its_tensors(base: Path, tmp_path: Path
     finding = index_file(INDEX, open_checkpoint(out))
     assert finding.outcome is Outcome(outcome)
     assert ("metadata states the dtype" in finding.sentence) == (outcome == "failed")
+
+
+@pytest.mark.parametrize(("stated", "outcome"), [("tf", "failed"), ("mlx", "failed"), ("pt", "passed"), (None, "passed")])
+def test_the_format_of_a_file_is_one_of_the_bases(base: Path, tmp_path: Path, stated: str | None, outcome: str) -> None:
+    """Version 4 of transformers takes it for weights of another framework."""
+    out = tmp_path / "out"
+    shutil.copytree(base, out)
+    path = min(out.glob("*.safetensors"))
+    save_file(load_file(path), path, metadata={"format": stated} if stated else None)
+    assert Files(open_checkpoint(base), open_checkpoint(out), ()).examine(path.name).outcome is Outcome(outcome)
+    assert Files(open_checkpoint(out), open_checkpoint(out), ()).examine(path.name).outcome is Outcome.PASSED
 
 
 def test_transformers_obeys_it(base: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ ADDED: dict[str, str] = {
     "video_preprocessor_config.json": "{}",
     "hf_quant_config.json": '{"quantization": {"quant_algo": "FP8"}}',
     "quantize_config.json": '{"bits": 4}',
+    "normalizer.json": '{"colour": "color"}',
     "params.json": '{"dim": 64}',
     "modules.json": '[{"type": "sentence_transformers.models.Pooling"}]',
     "sentence_bert_config.json": '{"max_seq_length": 4, "do_lower_case": true}',
@@ -75,6 +76,17 @@ def test_a_configuration_of_another_version(base: Path, tmp_path: Path) -> None:
     (out / "config.4.0.0.json").write_text(json.dumps(stated | {"rms_norm_eps": 0.5}))
     edit(out / "config.json", configuration_files=["config.4.0.0.json"])
     assert "config.json" in failed(judged(base, out))
+
+
+def test_a_null_is_a_value_where_nobody_knows_the_defaults(base: Path, tmp_path: Path) -> None:
+    """Remote code may mean something else by a key that is absent."""
+    strange, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(base, strange)
+    edit(strange / "config.json", model_type="brand_new", architectures=["BrandNewForCausalLM"])
+    shutil.copytree(strange, out)
+    stated = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(stated | {"sliding_window": None}))
+    assert failed(judged(strange, out)) == {"config.json": 'sliding_window is "null", absent was expected'}
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"])
