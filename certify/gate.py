@@ -108,13 +108,16 @@ class Gate:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Iterator[None]:
-        """Evidence first. What the terminal keeps of 92,000 reports to the end is less than what pytest puts into them."""
+        """Evidence first. The terminal keeps every report to the end, and only counts those that passed: one can stand for all 92,000."""
         self._evidence(report)
         yield
-        if report.passed and isinstance(report.keywords, dict) and not self.worker:
-            report.keywords.clear()
-        if (reporter := self.config.pluginmanager.get_plugin("terminalreporter")) is not None:
-            reporter.stats.pop("", None)  # of steps that nobody counts
+        reporter, option = self.config.pluginmanager.get_plugin("terminalreporter"), self.config.option
+        if reporter is None or option.durations or {*option.reportchars} & {*"pPA"}:
+            return
+        reporter.stats.pop("", None)  # of steps that nobody counts
+        passed = reporter.stats.get("passed")
+        if passed and passed[-1] is report:
+            passed[-1] = passed[0]
 
     def _evidence(self, report: pytest.TestReport) -> None:
         """Take the evidence out of a report, in the process that will judge and has not judged yet."""
