@@ -1,24 +1,25 @@
 """C1: every file is a sound safetensors file, the index and the files agree both ways, and no other weights lie beside them."""
 
-from collections.abc import Set
-
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import INDEX, Checkpoint
 from certify.inputs.dtypes import TORCH_NAMES
 
 CODE = "C1"
 TITLE = "files are sound, the index agrees with them, nothing stray lies beside them"
+FORMAT = "pt"  # that of PyTorch, which version 4 of transformers must find in a file, or else takes for another framework's
 SHOWN = 4  # names of tensors shown per problem
 
 
-def weight_file(subject: str, file: str, checkpoint: Checkpoint, formats: Set[str] = frozenset({"pt"})) -> Finding:
-    """One weight file that the index names. formats: what it may say it is in, if it says so."""
+def weight_file(subject: str, file: str, checkpoint: Checkpoint, base: Checkpoint) -> Finding:
+    """One weight file that the index names. What the base has odd about its own is not the merge's fault."""
     if file in checkpoint.absent:
         return _finding(subject, ["the index names this file, but it does not exist"])
     header = checkpoint.headers[file]
     problems = list(header.problems)
-    if header.format and header.format not in formats:
-        problems.append(f"states the format {header.format!r}, {' or '.join(map(repr, sorted(formats)))} was expected")
+    formats = {"", FORMAT, *(theirs.format for theirs in base.headers.values())}
+    problems += [f"states the format {header.format!r}, not {FORMAT!r}"] if header.format not in formats else []
+    if "/" in file and not any("/" in theirs for theirs in base.headers):
+        problems.append("lies in a folder of its own; loaders that list the directory, as vLLM does, do not find it")
     elsewhere = [name for name in header.entries if checkpoint.weight_map.get(name) != file]
     unnamed = [name for name in elsewhere if name not in checkpoint.weight_map]
     if checkpoint.sharded:

@@ -1,5 +1,6 @@
 """C1 of what an index states besides: transformers loads every tensor in its dtype where config.json states none."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def test_the_format_of_a_file_is_one_of_the_bases(base: Path, tmp_path: Path, st
     save_file(load_file(path), path, metadata={"format": stated} if stated else None)
     assert Files(open_checkpoint(base), open_checkpoint(out), ()).examine(path.name).outcome is Outcome(outcome)
     assert Files(open_checkpoint(out), open_checkpoint(out), ()).examine(path.name).outcome is Outcome.PASSED
+
+
+def test_a_file_in_a_folder_is_found_by_its_index_alone(base: Path, tmp_path: Path) -> None:
+    """vLLM loads `*.safetensors` of the directory itself."""
+    out = tmp_path / "out"
+    shutil.copytree(base, out)
+    name = min(path.name for path in out.glob("*.safetensors"))
+    (out / "more").mkdir()
+    (out / name).rename(out / "more" / name)
+    index = json.loads((out / INDEX).read_text())
+    index["weight_map"] = {key: f"more/{file}" if file == name else file for key, file in index["weight_map"].items()}
+    (out / INDEX).write_text(json.dumps(index))
+    finding = Files(open_checkpoint(base), open_checkpoint(out), ()).examine(f"more/{name}")
+    assert "lies in a folder of its own" in finding.sentence
+    assert Files(open_checkpoint(out), open_checkpoint(out), ()).examine(f"more/{name}").outcome is Outcome.PASSED
 
 
 def test_transformers_obeys_it(base: Path, tmp_path: Path) -> None:
