@@ -5,12 +5,13 @@ from functools import cached_property
 from pathlib import Path
 
 from certify.checks.c7_config import config_problems, embedding_rows
+from certify.checks.c7_processor import added_processor
 from certify.checks.c7_quantisation import EXPORTED, quantised
 from certify.checks.c7_tokenizer import tokenizer_problems
 from certify.checks.c7_tokenizer_files import Problems
 from certify.errors import DamagedError
 from certify.expect.declared import Declared
-from certify.expect.meaning import config_meaning, differences, generation_meaning, processors_as_saved, without_noise
+from certify.expect.meaning import config_meaning, differences, generation_meaning, without_noise
 from certify.finding import Finding, Outcome
 from certify.inputs.adapter import CONFIG as ADAPTER_CONFIG
 from certify.inputs.checkpoint import Checkpoint
@@ -104,9 +105,7 @@ class SideFiles:
         if SETTINGS.fullmatch(name):
             return ["settings that the base does not have; a loader that finds this file goes by it"]
         if name in PROCESSORS:
-            if (saved := processors_as_saved(self.base.directory).get(name)) is None:
-                return ["the settings of a processor that the base does not have, or that transformers does not make of it"]
-            return differences(without_noise(read_object(found)), without_noise(saved))
+            return added_processor(self.base.directory, self.merged.directory, name)
         if name == ADAPTER_CONFIG:
             return ["the configuration of an adapter: a loader takes this directory for an adapter and does not read its weights"]
         if name == GENERATION:  # save_pretrained makes one from config.json: it may repeat what stands there, and nothing else

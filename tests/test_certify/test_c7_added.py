@@ -57,6 +57,26 @@ def test_files_without_a_meaning_stay_harmless(base: Path, tmp_path: Path) -> No
     assert failed(judged(base, out)) == {}
 
 
+def test_the_processors_settings_may_move_to_the_file_of_version_5(base: Path, tmp_path: Path) -> None:
+    old, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(base, old)
+    picture = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 336}, "do_resize": True}
+    (old / "preprocessor_config.json").write_text(json.dumps(picture | {"processor_class": "LlavaProcessor"}))
+    shutil.copytree(old, out)
+    moved = picture | {"image_processor_type": "CLIPImageProcessorPil", "do_pad": False}
+    for changes, told in (
+        ({}, {}),
+        ({"size": {"shortest_edge": 3}}, {"processor_config.json": "size.shortest_edge is 3, 336 was expected"}),
+        ({"image_processor_type": "BitImageProcessor"}, {"processor_config.json": 'image_processor_type is "BitImageProcessor", "CLIP'}),
+        ({"auto_map": {"AutoImageProcessor": "x.Y"}}, {"processor_config.json": 'auto_map.AutoImageProcessor is "x.Y", absent was'}),
+    ):
+        stated = {"image_processor": moved | changes, "processor_class": "LlavaProcessor"}
+        (out / "processor_config.json").write_text(json.dumps(stated))
+        found = failed(judged(old, out))
+        assert found.keys() == told.keys()
+        assert all(found[name].startswith(sentence) for name, sentence in told.items()), found
+
+
 def test_a_second_template_where_another_loader_looks_first(base: Path, tmp_path: Path) -> None:
     out, same = tmp_path / "out", tmp_path / "same"
     for directory in (out, same):
