@@ -17,7 +17,8 @@ scales beside them; whether these are right is another question (`certify.checks
 
 e says what a float32 engine may do, not that the fine-tune is there. Where ranks cancel, Σ|b||a| is far above |Δ|, e swallows Δ, and the
 interval would hold the base as well. What is stored is right beyond doubt where it is W + Δ rounded, whatever e is; so C4 adds up what
-only e explains (`beyond_rounding`), and is undecided where that is not small against Δ.
+only e explains (`beyond_rounding`), and is undecided where that is not small against Δ: in the whole tensor, and in each row and column.
+A single row's Δ may be far smaller than W, and adding rank after rank to W may miss that much (`additions`): there it is no doubt.
 
 Rounding is monotone, so the stored value M of any right merge satisfies   round(v − e) ≤ M ≤ round(v + e).
 
@@ -157,6 +158,15 @@ def reach(base: Tensor, terms: Sequence[Delta], criterion: str, *, decoded: bool
         for term in terms:
             slack += torch.stack([half_ulp(term.value(), dtype) for dtype in {base.dtype, term.dtype}]).amax(0)
     return exact, slack
+
+
+def additions(base: Tensor, deltas: Sequence[Delta], gain: Gain | None, exact: Tensor) -> Tensor:
+    """What summing up alone may miss, whatever the ranks' products are: W's share of e. float64, as `exact`."""
+    missed = base.double().abs().mul_((sum(delta.rank for delta in deltas) + SPARE) * U32)
+    missed += sum((delta.rank + 8) * TINY * max(1.0, abs(delta.scaling)) for delta in deltas)
+    if gain is None:
+        return missed
+    return gain.value.abs() * (1 + gain.error) * missed + exact.abs() * (gain.error + 2 * U32)
 
 
 def beyond_rounding(merged: Tensor, right: Bound, base: torch.dtype, grid: Grid, criterion: str, adapters: int) -> Tensor:

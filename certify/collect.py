@@ -61,13 +61,19 @@ class Group(pytest.Collector):
 
 
 class Subject(pytest.Item):
-    """One tensor, one file, the adapter's accounts, or the gate itself."""
+    """One tensor, one file, the adapter's accounts, or the gate itself.
+
+    There are 92,000: what pytest makes for each node, and no item of ours has anything of its own in, is its group's.
+    """
 
     spoken = 0
 
     def __init__(self, *, question: Question, **keywords: Any) -> None:
         super().__init__(**keywords)
         self.question = question
+        assert self.parent is not None
+        self.keywords, self.stash, self._store = self.parent.keywords, self.parent.stash, self.parent.stash
+        self.own_markers, self.extra_keyword_matches = self.parent.own_markers, self.parent.extra_keyword_matches
 
     def runtest(self) -> None:
         """Ask; attach what was found; fail if a check failed, skip if something could not be interpreted."""

@@ -26,7 +26,7 @@ class Files:
     """subjects: file names of the merged directory, and labels for those of the inputs; sorted."""
 
     def __init__(self, base: Checkpoint, merged: Checkpoint, adapters: Sequence[Adapter]) -> None:
-        self.merged = merged
+        self.base, self.merged = base, merged
         self._inputs = _inputs(base, adapters)
         self._held = {*merged.weight_files, *merged.stray, *({INDEX} if merged.sharded else ())}
         self.subjects = tuple(sorted({*self._held, *self._inputs}))
@@ -40,7 +40,7 @@ class Files:
             return c1_files.index_file(name, self.merged)
         if name in self.merged.stray:
             return c1_files.stray_file(name, self.merged)
-        return c1_files.weight_file(name, name, self.merged)
+        return c1_files.weight_file(name, name, self.merged, self.base)
 
 
 def _inputs(base: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, list[str]]:

@@ -1,11 +1,13 @@
 """What a check says: one `Finding` per subject and code, plain data that a certificate can carry."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 Figure = float | int | str | bool | None
+NOTHING: Mapping[str, "Figure"] = {}  # the figures of most findings, once for all of them
 
 
 class Outcome(StrEnum):
@@ -37,4 +39,5 @@ class Finding:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Finding":
         """From what `dataclasses.asdict` made of one."""
-        return cls(**{**data, "outcome": Outcome(data["outcome"])})
+        shared = {name: sys.intern(data[name]) for name in ("code", "subject")}  # there are 92,000 tensors, and a few findings of each
+        return cls(**{**data, **shared, "outcome": Outcome(data["outcome"]), "figures": data["figures"] or NOTHING})

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +106,20 @@ class Gate:
         item.user_properties.clear()  # the report has them, and pytest keeps the item to the end
         return True
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Iterator[None]:
+        """Evidence first. The terminal keeps every report to the end, and only counts those that passed: one can stand for all 92,000."""
+        self._evidence(report)
+        yield
+        reporter, option = self.config.pluginmanager.get_plugin("terminalreporter"), self.config.option
+        if reporter is None or option.durations or {*option.reportchars} & {*"pPA"}:
+            return
+        reporter.stats.pop("", None)  # of steps that nobody counts
+        passed = reporter.stats.get("passed")
+        if passed and passed[-1] is report:
+            passed[-1] = passed[0]
+
+    def _evidence(self, report: pytest.TestReport) -> None:
         """Take the evidence out of a report, in the process that will judge and has not judged yet."""
         if self.worker or self.certificate is not None:
             return

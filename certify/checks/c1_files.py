@@ -2,18 +2,24 @@
 
 from certify.finding import Finding, Outcome
 from certify.inputs.checkpoint import INDEX, Checkpoint
+from certify.inputs.dtypes import TORCH_NAMES
 
 CODE = "C1"
 TITLE = "files are sound, the index agrees with them, nothing stray lies beside them"
+FORMAT = "pt"  # that of PyTorch, which version 4 of transformers must find in a file, or else takes for another framework's
 SHOWN = 4  # names of tensors shown per problem
 
 
-def weight_file(subject: str, file: str, checkpoint: Checkpoint) -> Finding:
-    """One weight file that the index names."""
+def weight_file(subject: str, file: str, checkpoint: Checkpoint, base: Checkpoint) -> Finding:
+    """One weight file that the index names. What the base has odd about its own is not the merge's fault."""
     if file in checkpoint.absent:
         return _finding(subject, ["the index names this file, but it does not exist"])
     header = checkpoint.headers[file]
     problems = list(header.problems)
+    formats = {"", FORMAT, *(theirs.format for theirs in base.headers.values())}
+    problems += [f"states the format {header.format!r}, not {FORMAT!r}"] if header.format not in formats else []
+    if "/" in file and not any("/" in theirs for theirs in base.headers):
+        problems.append("lies in a folder of its own; loaders that list the directory, as vLLM does, do not find it")
     elsewhere = [name for name in header.entries if checkpoint.weight_map.get(name) != file]
     unnamed = [name for name in elsewhere if name not in checkpoint.weight_map]
     if checkpoint.sharded:
@@ -35,6 +41,9 @@ def index_file(subject: str, checkpoint: Checkpoint) -> Finding:
     held = sum(tensor.entry.stop - tensor.entry.start for tensor in checkpoint.tensors.values())
     if checkpoint.total_size is not None and checkpoint.total_size != held:
         problems.append(f"total_size is {checkpoint.total_size:,}; the tensors have {held:,} bytes")
+    dtypes = {TORCH_NAMES.get(tensor.dtype, tensor.dtype) for tensor in checkpoint.tensors.values()}
+    if checkpoint.index_dtype and {checkpoint.index_dtype.removeprefix("torch.")} != dtypes:
+        problems.append(f"its metadata states the dtype {checkpoint.index_dtype}; the tensors are {', '.join(sorted(dtypes))}")
     return _finding(subject, problems)
 
 

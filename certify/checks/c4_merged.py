@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from certify.bounds import Bound, Delta, beyond_rounding
+from certify.bounds import Bound, Delta, additions, beyond_rounding
 from certify.diagnosis import diagnose
 from certify.errors import DamagedError
 from certify.expect.expectation import Expectation, Part, columns_of, factors
@@ -112,6 +112,7 @@ class Tally:
     worst      the element farthest from v of those beyond: index, stored value, allowed interval
     rows_beyond, columns_beyond   how many elements of each row and column are beyond
     unexplained, due   squares: what only float32's noise explains of M − v, and Δ, in the rows that are not our own float32 merge
+    doubtful   rows in which the noise of the ranks' products, and nothing else, explains too much of M − v; columns, in `within`
     """
 
     shape: tuple[int, ...]
@@ -121,11 +122,13 @@ class Tally:
     ratio: float = 0.0
     unexplained: float = 0.0
     due: float = 0.0
+    doubtful: int = 0
     worst: dict[str, Figure] = field(default_factory=dict)
     _farthest: float = -1.0
 
     def __post_init__(self) -> None:
         self.rows_beyond, self.columns_beyond = (torch.zeros(size, dtype=torch.int64) for size in self.shape)
+        self._of_columns = torch.zeros(2, self.shape[1], dtype=torch.float64)  # unexplained by additions, due
 
     def judge(self, block: Block, merged: Tensor, grid: Grid, criterion: str) -> None:
         """One block of rows. A float32 merge of our own is one of the right ones: rows of it, or of its neighbours, are right."""
@@ -143,8 +146,16 @@ class Tally:
             bound = some.bound(grid, criterion)
             self._examine(rows, merged[~same], bound, grid)
             unexplained = beyond_rounding(merged[~same].double(), bound, block.base.dtype, grid, criterion, len(block.deltas))
-            self.unexplained += float(unexplained.square_().sum())
-            self.due += float((bound.exact - some.base.double()).square_().sum())
+            self._weigh(some, bound, unexplained)
+
+    def _weigh(self, block: Block, bound: Bound, unexplained: Tensor) -> None:
+        """What only noise explains, against the delta that is due: together, row by row and column by column."""
+        due = (bound.exact - block.base.double()).square_()
+        of_products = (unexplained - additions(block.base, block.deltas, block.gain, bound.exact)).clamp_(min=0).square_()
+        self.unexplained += float(unexplained.square_().sum())
+        self.due += float(due.sum())
+        self.doubtful += int((of_products.sum(dim=1) > TOLD**2 * due.sum(dim=1)).sum())
+        self._of_columns += torch.stack([of_products.sum(dim=0), due.sum(dim=0)])
 
     def _examine(self, rows: Tensor, merged: Tensor, right: Bound, grid: Grid) -> None:
         """The rows (their numbers in the tensor) that need the interval itself."""
@@ -179,11 +190,13 @@ class Tally:
 
     def within(self, subject: str, figures: dict[str, Figure]) -> Finding:
         """Every element is in its interval; undecided where the stored values could as well be those of a merge that lost a part of Δ."""
-        if self.unexplained <= TOLD**2 * self.due:
+        columns = int((self._of_columns[0] > TOLD**2 * self._of_columns[1]).sum())
+        if self.unexplained <= TOLD**2 * self.due and not self.doubtful and not columns:
             return Finding(CODE, subject, Outcome.PASSED, figures=figures)
+        parts = f", in {self.doubtful:,} of its rows and {columns:,} of its columns by too much" if self.doubtful or columns else ""
         sentence = (
-            f"the stored values are {self.unexplained**0.5:.3g} away from W + Δ rounded, where Δ is {self.due**0.5:.3g} (norms): ranks "
-            f"cancel, or Δ is below the last bits of W, so that float32 may miss as much, and so may a wrong merge; merge in float64"
+            f"the stored values are {self.unexplained**0.5:.3g} away from W + Δ rounded, where Δ is {self.due**0.5:.3g} (norms){parts}: "
+            f"ranks cancel, or Δ is below the last bits of W, so that float32 may miss as much, and so may a wrong merge; merge in float64"
         )
         return Finding(CODE, subject, Outcome.UNDECIDED, sentence, figures)
 

@@ -8,13 +8,12 @@ from certify.checks.c7_quantisation import contradiction, quantised, without
 from certify.checks.c7_unread import unread_problems
 from certify.encodings.declaration import STATED
 from certify.expect.declared import Declared
-from certify.expect.meaning import config_meaning, differences, without_noise
+from certify.expect.meaning import config_meaning, differences, nulls_stated, without_noise
 from certify.inputs.checkpoint import Checkpoint
-from certify.inputs.dtypes import TARGETS
+from certify.inputs.dtypes import TARGETS, TORCH_NAMES
 from certify.inputs.side_files import CONFIG
 from certify.inputs.strict_json import read_object
 
-TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # a header's dtype → what a configuration calls it
 DTYPE_KEYS = ("dtype", "torch_dtype")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
@@ -31,14 +30,15 @@ def config_problems(base: Checkpoint, merged: Checkpoint, output_dtype: str, dec
     """
     expected, found = read_object(base.directory / CONFIG), read_object(merged.directory / CONFIG)
     ours, theirs = config_meaning(merged.directory) or found, config_meaning(base.directory) or expected
-    if ours is found or theirs is expected:
+    if unknown := ours is found or theirs is expected:
         ours, theirs = found, expected
     already, codes = against_tensors(theirs, base), "" if contradiction(expected, base) else contradiction(found, merged)
     if quantised(base) and (output_dtype != "same" or not quantised(merged)):
         found, expected, ours, theirs = (without(side) for side in (found, expected, ours, theirs))
     if declared is not None:
         theirs, expected = (as_declared(side, declared, ours) for side in (theirs, expected))
-    told = differences(without_noise(ours), without_noise(theirs))
+    meant = [without_noise(side) for side in (ours, theirs)]
+    told = differences(*map(nulls_stated, meant)) if unknown else differences(*meant)
     raw, stated = without_noise(found), without_noise(expected)
     told = list(dict.fromkeys((*told, *_conflicts(raw, stated, theirs), *unread_problems(raw, stated, ours, theirs))))
     told += [line for key, line in against_tensors(ours, merged).items() if key not in already]

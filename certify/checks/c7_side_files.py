@@ -5,8 +5,10 @@ from functools import cached_property
 from pathlib import Path
 
 from certify.checks.c7_config import config_problems, embedding_rows
+from certify.checks.c7_processor import added_processor
 from certify.checks.c7_quantisation import EXPORTED, quantised
-from certify.checks.c7_tokenizer import Problems, tokenizer_problems
+from certify.checks.c7_tokenizer import tokenizer_problems
+from certify.checks.c7_tokenizer_files import Problems
 from certify.errors import DamagedError
 from certify.expect.declared import Declared
 from certify.expect.meaning import config_meaning, differences, generation_meaning, without_noise
@@ -14,13 +16,24 @@ from certify.finding import Finding, Outcome
 from certify.inputs.adapter import CONFIG as ADAPTER_CONFIG
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.folder import folder_digest, sha256
-from certify.inputs.side_files import CONFIG, GENERATION, complete_tokenizers, is_code, is_tokenizer, side_files, tokenizer_files
+from certify.inputs.side_files import (
+    CONFIG,
+    GENERATION,
+    PROCESSORS,
+    SETTINGS,
+    complete_tokenizers,
+    is_code,
+    is_tokenizer,
+    side_files,
+    tokenizer_files,
+)
 from certify.inputs.strict_json import read_object
 
 CODE = "C7"
 TITLE = "configuration, tokenizer and other side files mean what base and adapter say"
 IDENTITY = "base: identity"  # the subject that exists where the request states the base's digest
 SHOWN = 4  # problems told per file
+DERIVED = "_from_model_config"  # of generation settings: version 4 makes them anew from config.json where that has any
 
 
 class SideFiles:
@@ -81,7 +94,7 @@ class SideFiles:
     @cached_property
     def _tokenizer(self) -> Problems:
         rows = {side.directory: embedding_rows(side) for side in (self.base, self.merged)}
-        told = tokenizer_problems(self.merged.directory, self.sources, rows)
+        told = tokenizer_problems(self.base.directory, self.merged.directory, self.sources, rows)
         for name in [name for name in told if name not in self.subjects]:  # of a file that neither side has
             told.setdefault(next(filter(is_tokenizer, self.subjects)), []).extend(told.pop(name))
         return told
@@ -89,10 +102,15 @@ class SideFiles:
     def _added(self, name: str, found: Path) -> list[str]:
         if is_code(name):
             return ["code that the base does not have; a loader that trusts remote code would execute it"]
+        if SETTINGS.fullmatch(name):
+            return ["settings that the base does not have; a loader that finds this file goes by it"]
+        if name in PROCESSORS:
+            return added_processor(self.base.directory, self.merged.directory, name)
         if name == ADAPTER_CONFIG:
             return ["the configuration of an adapter: a loader takes this directory for an adapter and does not read its weights"]
         if name == GENERATION:  # save_pretrained makes one from config.json: it may repeat what stands there, and nothing else
             stated = without_noise(generation_meaning(found.parent) or read_object(found))
+            stated.pop(DERIVED, None)
             path = self.base.directory / CONFIG
             config = config_meaning(self.base.directory) or (read_object(path) if _is_object(path) else {})
             return differences(stated, {key: config.get(key) for key in stated})
@@ -108,10 +126,12 @@ def _is_object(path: Path) -> bool:
 
 
 def _generation(found: Path, expected: Path) -> list[str]:
+    read_object(found)  # transformers would take the last of two values for one key
     here, there = generation_meaning(found.parent), generation_meaning(expected.parent)
     if here is None or there is None:
         return _json(found, expected)
-    return differences(without_noise(here), without_noise(there))
+    expected_less = there if here.get(DERIVED) else {key: value for key, value in there.items() if key != DERIVED}
+    return differences(without_noise(here), without_noise(expected_less))
 
 
 def _json(found: Path, expected: Path) -> list[str]:

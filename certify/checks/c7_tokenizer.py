@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from certify.checks.c7_tokenizer_files import Problems, carried_files
+from certify.checks.c7_tokenizer_keys import key_problems
 from certify.errors import DamagedError
-from certify.expect.meaning import chat_templates, differences, tokenizer_meaning, without_noise
+from certify.expect.meaning import chat_templates, differences, read_tokenizer, tokenizer_meaning
 from certify.inputs.folder import sha256
 from certify.inputs.side_files import (
-    MORE_TEMPLATES,
+    CONFIG,
     OLD_TEMPLATE,
     TEMPLATE,
     TOKENIZER_CONFIG,
@@ -16,72 +18,84 @@ from certify.inputs.side_files import (
 )
 from certify.inputs.strict_json import read_object
 
-WRITER = ("name_or_path", "tokenizer_class", "processor_class", "backend", "is_local", "tokenizer_file")  # says who wrote the file
-UNREAD = {TOKENIZER_CONFIG: ("auto_map", "fast_tokenizer_files"), TOKENIZER_JSON: ("truncation", "padding")}  # the loaded one hides these
-
-Problems = dict[str, list[str]]  # file → sentences
+UNREAD = ("truncation", "padding")  # of tokenizer.json: the loaded tokenizer hides them
 
 
-def tokenizer_problems(merged: Path, sources: tuple[Path, ...], rows: dict[Path, int | None]) -> Problems:
+def tokenizer_problems(base: Path, merged: Path, sources: tuple[Path, ...], rows: dict[Path, int | None]) -> Problems:
     """What is wrong with the merged tokenizer, against the source that it agrees with best.
 
     sources  directories that may have given it, the base first
     rows     directory → rows of its token embedding (base and merged)
     """
-    told = [_against(merged, source, rows) for source in sources]
+    told = [_against(base, merged, source, rows) for source in sources]
     return min(told, key=lambda problems: sum(map(len, problems.values())), default={})
 
 
-def _against(merged: Path, source: Path, rows: dict[Path, int | None]) -> Problems:
+def _against(base: Path, merged: Path, source: Path, rows: dict[Path, int | None]) -> Problems:
     ours, theirs = tokenizer_files(merged), tokenizer_files(source)
     problems: Problems = {}
     same = {name for name in ours & theirs if sha256(merged / name) == sha256(source / name)}
     if same == ours | theirs:
         return _ids(merged, source, rows)
-    loaded = _loaded(merged, source, problems)
+    loaded = _loaded(merged, source, base, problems)
     if not problems:
-        _compare_files(merged, source, (ours | theirs) - same, loaded, problems)
+        problems |= carried_files(merged, source, (ours | theirs) - same, loaded)
         _compare_templates(merged, source, ours | theirs, problems)
-    _compare_unread(merged, source, ours - same, problems)
+    if TOKENIZER_JSON in ours - same:
+        _compare_unread(merged, source, problems)
     for name, lines in _ids(merged, source, rows).items():
         problems.setdefault(name, []).extend(lines)
     return problems
 
 
-def _loaded(merged: Path, source: Path, problems: Problems) -> bool:
-    """Compares what a loader makes of both; False where no loader reads the source, so that the files themselves must do."""
+def _loaded(merged: Path, source: Path, base: Path, problems: Problems) -> Any | None:
+    """Compares what a loader makes of both; None where no loader reads the source, so that the files themselves must do.
+
+    An adapter's tokenizer is one for the base's model.
+    """
     for by_class in (True, False):
-        expected = tokenizer_meaning(source, by_class=by_class)
+        model = (source if (source / CONFIG).is_file() else base) if by_class else None
+        expected = read_tokenizer(source, model)
         if expected is None:
             continue
-        found = tokenizer_meaning(merged, by_class=by_class)
+        found = read_tokenizer(merged, merged if by_class else None)
         file = TOKENIZER_JSON if (merged / TOKENIZER_JSON).is_file() or (source / TOKENIZER_JSON).is_file() else TOKENIZER_CONFIG
         if found is None:
             problems[file] = [_why(merged / file) or "transformers cannot load this tokenizer, though it loads the original one"]
-            return True
-        for name, here, there in zip((file, TOKENIZER_CONFIG), found, expected, strict=True):
-            if lines := differences(here, there):
-                problems.setdefault(name, []).extend(lines)
-        return True
-    return False
+            return expected
+        means = zip((file, TOKENIZER_CONFIG), tokenizer_meaning(found), tokenizer_meaning(expected), strict=True)
+        for name, lines in [(name, differences(here, there)) for name, here, there in means]:
+            problems[name] = problems.get(name, []) + lines
+        _compare_keys(merged, source, expected, problems)
+        for name in [name for name, lines in problems.items() if not lines]:
+            del problems[name]
+        return expected
+    return None
 
 
-def _compare_unread(merged: Path, source: Path, names: frozenset[str], problems: Problems) -> None:
-    """Keys that name code or another file, or cut every text: a loaded tokenizer does not show them.
+def _compare_keys(merged: Path, source: Path, loaded: Any, problems: Problems) -> None:
+    """tokenizer_config.json as it stands; what the loaded tokenizers have already told is not told again."""
+    try:
+        found = read_object(merged / TOKENIZER_CONFIG) if (merged / TOKENIZER_CONFIG).is_file() else {}
+        lines = key_problems(found, _object(source / TOKENIZER_CONFIG), loaded, _object(merged / CONFIG).get("model_type"))
+    except DamagedError as error:
+        lines = [str(error)]
+    told = problems.get(TOKENIZER_CONFIG, [])
+    problems[TOKENIZER_CONFIG] = told + [line for line in lines if line.split(" is ")[0] not in {t.split(" is ")[0] for t in told}]
 
-    A section of tokenizer.json may be gone: the next call of transformers' tokenizer drops it.
-    """
-    for name in names & UNREAD.keys():
-        try:
-            found = read_object(merged / name)
-        except DamagedError as error:
-            problems.setdefault(name, [str(error)])
-            continue
-        expected, told = _object(source / name), problems.get(name, [])
-        judged = [key for key in UNREAD[name] if name == TOKENIZER_CONFIG or found.get(key) is not None]
-        lines = [line for key in judged for line in differences(found.get(key), expected.get(key), key) if line not in told]
-        if lines:
-            problems[name] = told + lines
+
+def _compare_unread(merged: Path, source: Path, problems: Problems) -> None:
+    """Sections of tokenizer.json that cut or fill every text. One may be gone: the next call of transformers' tokenizer drops it."""
+    try:
+        found = read_object(merged / TOKENIZER_JSON)
+    except DamagedError as error:
+        problems.setdefault(TOKENIZER_JSON, [str(error)])
+        return
+    expected, told = _object(source / TOKENIZER_JSON), problems.get(TOKENIZER_JSON, [])
+    stated = [key for key in UNREAD if found.get(key) is not None]
+    lines = [line for key in stated for line in differences(found[key], expected.get(key), key) if line not in told]
+    if lines:
+        problems[TOKENIZER_JSON] = told + lines
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -102,53 +116,6 @@ def _why(path: Path) -> str:
     return ""
 
 
-def _compare_files(merged: Path, source: Path, names: set[str] | frozenset[str], loaded: bool, problems: Problems) -> None:
-    """File by file. Where a loader has read both alike, a file that it did not need may be absent, or written another way.
-
-    tokenizer.json is judged by itself where transformers reads a versioned file in its place: other libraries go on reading it.
-    """
-    versioned = bool(_object(merged / TOKENIZER_CONFIG).get("fast_tokenizer_files"))
-    read = ((TOKENIZER_CONFIG,) if versioned else (TOKENIZER_JSON, TOKENIZER_CONFIG)) if loaded else ()
-    for name in sorted(names):
-        if name in (TEMPLATE, OLD_TEMPLATE, *read) or name.startswith(MORE_TEMPLATES):
-            continue
-        if not (source / name).is_file():
-            continue
-        if not (merged / name).is_file():
-            if not loaded:
-                problems[name] = ["missing; the original tokenizer has it"]
-        elif lines := _file(merged / name, source / name):
-            problems[name] = lines
-
-
-def _file(found: Path, expected: Path) -> list[str]:
-    """Where two files of one name differ: as JSON, as lines, or as bytes."""
-    try:
-        if found.suffix == ".json":
-            return differences(*(_tokens(without_noise(read_object(path))) for path in (found, expected)))
-        if found.suffix == ".txt":
-            here, there = _lines(found), _lines(expected)
-            return [] if here == there else [f"{len(here):,} lines that are not the original's {len(there):,}"]
-    except (DamagedError, UnicodeDecodeError) as error:
-        return [str(error)]
-    return [f"{found.stat().st_size:,} bytes that are not the original's {expected.stat().st_size:,}"]
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a vocabulary or of merges, without the version at the top."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line.rstrip() for line in lines if line.strip() and not line.startswith("#version")]
-
-
-def _tokens(value: Any) -> Any:
-    """Special tokens by their content, in whichever of the two spellings; the chat template is judged by itself."""
-    if not isinstance(value, dict):
-        return value
-    if isinstance(value.get("content"), str):
-        return value["content"]
-    return {key: _tokens(held) for key, held in value.items() if key not in WRITER and key != "chat_template"}
-
-
 def _compare_templates(merged: Path, source: Path, names: frozenset[str], problems: Problems) -> None:
     home = next((name for name in (TEMPLATE, OLD_TEMPLATE) if name in names), TOKENIZER_CONFIG)
     try:
@@ -157,9 +124,12 @@ def _compare_templates(merged: Path, source: Path, names: frozenset[str], proble
         problems.setdefault(home, []).append(str(error))
         return
     for name in sorted({*found, *expected}):
-        if found.get(name) != expected.get(name):
+        here, there = found.get(name, []), expected.get(name, [])
+        if here[-1:] != there[-1:]:
             state = "lost" if name not in found else "added" if name not in expected else "not the original one"
             problems.setdefault(home, []).append(f"the chat template {name!r} is {state}")
+        elif {*here} - {*there}:  # loaders differ in where they look first
+            problems.setdefault(home, []).append(f"the chat template {name!r} stands in two places, and one is not the original one")
 
 
 def _ids(merged: Path, source: Path, rows: dict[Path, int | None]) -> Problems:

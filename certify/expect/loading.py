@@ -4,11 +4,14 @@ The tensors are handed to the loaders without storage, with the shapes and dtype
 loaded in the same way: what the loader makes of the base is not the merge's fault, only what it makes of merged besides.
 """
 
+import ctypes
+import gc
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 import transformers
@@ -69,6 +72,7 @@ def loading(base: Checkpoint, merged: Checkpoint, declared: Declared | None = No
         found = checkpoint_report(merged)
     except NotInterpretedError as error:
         return Finding(CODE, SUBJECT, Outcome.FAILED, f"transformers builds the base's model, and not this one: {error}")
+    _hand_back()
     if declared is not None and declared.labels:
         expected.unexpected |= found.unexpected & base.tensors.keys()
     figures: dict[str, Figure] = {
@@ -104,6 +108,7 @@ def adapter_loading(base: Checkpoint, adapter: Adapter, subject: str = ADAPTER_S
 
 def checkpoint_report(checkpoint: Checkpoint) -> Report:
     """transformers' report on one directory. Raises NotInterpretedError where it cannot build the model that config.json names."""
+    _hand_back()
     model = skeleton(checkpoint.directory)
     report = Report()
     with _heard(report.said):
@@ -146,6 +151,13 @@ def adapter_report(base: Checkpoint, adapter: Adapter) -> Report:
     return report
 
 
+def _hand_back() -> None:
+    """What an earlier skeleton took goes back to the system, where the C library can do that."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _weights(checkpoint: Checkpoint) -> dict[str, Stored]:
     """Without the scales, which a quantiser reads on the loader's behalf."""
     read = companions(checkpoint.tensors)
@@ -153,8 +165,13 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Stored]:
 
 
 def _hollow(tensors: Mapping[str, Stored] | Mapping[str, AdapterTensor]) -> dict[str, Tensor]:
-    """The tensors without storage; those that are no floats as bytes, since only their shape matters here."""
-    return {name: torch.empty(t.shape, dtype=FLOATS.get(t.dtype, torch.uint8), device="meta") for name, t in tensors.items()}
+    """The tensors without storage, one for all of a kind; those that are no floats as bytes, since only their shape matters here."""
+
+    @cache
+    def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    return {name: empty(t.shape, FLOATS.get(t.dtype, torch.uint8)) for name, t in tensors.items()}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A checkpoint directory as a loader sees it: the index, the files it names, and the tensors in them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from sys import intern
 from typing import Any
@@ -29,6 +30,7 @@ class Checkpoint:
     absent           weight files that the index names and that do not exist
     stray            other files that hold, or may hold, weights
     total_size       bytes of all tensors as the index states it; None where it states nothing
+    index_dtype      the dtype that the index states, which transformers loads all tensors in where config.json states none; "" for none
     tensors          every tensor that can be found, in the file that the index names if it is there
     homes            the files that hold a tensor of this name
     """
@@ -41,12 +43,17 @@ class Checkpoint:
     absent: tuple[str, ...]
     stray: tuple[str, ...]
     total_size: int | None
+    index_dtype: str
     tensors: dict[str, Stored]
     homes: dict[str, tuple[str, ...]]
 
     def file_of(self, name: str) -> str:
         """The weight file of a tensor; where it should be if it is nowhere."""
-        return self.tensors[name].path.relative_to(self.directory).as_posix() if name in self.tensors else self.weight_map.get(name, "")
+        return self._names[self.tensors[name].path] if name in self.tensors else self.weight_map.get(name, "")
+
+    @cached_property
+    def _names(self) -> dict[Path, str]:
+        return {self.directory / file: file for file in self.headers}
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -60,9 +67,10 @@ def open_checkpoint(directory: Path, digests: Digests | None = None) -> Checkpoi
     problems: list[str] = []
     weight_map: dict[str, str] = {}
     total_size: int | None = None
+    stated = ""
     if sharded:
         try:
-            weight_map, total_size, problems = _index(read_object(directory / INDEX))
+            weight_map, total_size, stated, problems = _index(read_object(directory / INDEX))
         except DamagedError as error:
             problems = [str(error)]
     named = sorted(set(weight_map.values())) if sharded else [SINGLE]
@@ -82,7 +90,7 @@ def open_checkpoint(directory: Path, digests: Digests | None = None) -> Checkpoi
     }
     stray = tuple(name for name in present if name not in named and _may_hold_weights(name))
     absent = tuple(name for name in named if name not in headers)
-    return Checkpoint(directory, sharded, tuple(problems), weight_map, headers, absent, stray, total_size, tensors, homes)
+    return Checkpoint(directory, sharded, tuple(problems), weight_map, headers, absent, stray, total_size, stated, tensors, homes)
 
 
 def _may_hold_weights(name: str) -> bool:
@@ -90,11 +98,11 @@ def _may_hold_weights(name: str) -> bool:
     return path.suffix.lower() in WEIGHT_SUFFIXES or path.parts[0] in EXPORT_FOLDERS
 
 
-def _index(index: dict[str, Any]) -> tuple[dict[str, str], int | None, list[str]]:
-    """(weight map without unsafe entries, total_size, problems)."""
+def _index(index: dict[str, Any]) -> tuple[dict[str, str], int | None, str, list[str]]:
+    """(weight map without unsafe entries, total_size, dtype, problems)."""
     stated = index.get("weight_map")
     if not isinstance(stated, dict) or not stated:
-        return {}, None, ["the index has no weight_map" if stated is None else "the weight_map of the index is empty or no object"]
+        return {}, None, "", ["the index has no weight_map" if stated is None else "the weight_map of the index is empty or no object"]
     unsafe = sorted({str(file) for file in stated.values() if not _inside(file)})
     problems = [f"the weight_map names {file!r}, which is no file below this directory" for file in unsafe]
     metadata = index.get("metadata")
@@ -102,7 +110,8 @@ def _index(index: dict[str, Any]) -> tuple[dict[str, str], int | None, list[str]
     if total is not None and type(total) is not int:
         problems.append(f"total_size is {total!r}, not a whole number")
         total = None
-    return {intern(name): intern(file) for name, file in stated.items() if _inside(file)}, total, problems
+    dtype = str(metadata["dtype"]) if isinstance(metadata, dict) and "dtype" in metadata else ""
+    return {intern(name): intern(file) for name, file in stated.items() if _inside(file)}, total, dtype, problems
 
 
 def _inside(file: object) -> bool:

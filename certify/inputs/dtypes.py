@@ -13,3 +13,4 @@ BITS: Final = {
 FLOATS: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}  # what this version computes with
 NAMES: Final = {dtype: name for name, dtype in FLOATS.items()}
 TARGETS: Final = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}  # --output-dtype → the name in a header
+TORCH_NAMES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # a header's dtype → what a configuration calls it

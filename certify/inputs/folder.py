@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CHUNK = 4 << 20  # bytes read at a time while hashing
@@ -52,6 +52,20 @@ def sha256(path: Path) -> str:
 
 
 def folder_digest(directory: Path, digest: Callable[[Path], str] = sha256) -> str:
-    """sha256 over the sorted lines `sha256␠␠relative/path\\n` of a directory's regular files; `digest` gives that of one file."""
-    lines = sorted(f"{digest(directory / name)}  {name}\n" for name in regular_files(directory))
+    """One digest for a directory's regular files; `digest` gives that of one file."""
+    return listing_digest({name: digest(directory / name) for name in regular_files(directory)})
+
+
+def listing_digest(files: Mapping[str, str]) -> str:
+    """One digest for many files (relative path → sha256): sha256 over the sorted lines `sha256␠␠relative/path\\n`.
+
+    A name that holds a line feed would otherwise be another file's line: as `sha256sum` does, its line begins with a backslash, and line
+    feeds and backslashes in it are written \\n and \\\\. Raises UnicodeEncodeError for a name that no file can have.
+    """
+    lines = sorted(f"{digest}  {name}\n" if "\n" not in name else _escaped(digest, name) for name, digest in files.items())
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _escaped(digest: str, name: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
+    return f"\\{digest}  {escaped}\n"

@@ -6,6 +6,7 @@ The tensors tile the data without hole or overlap (github.com/huggingface/safete
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from sys import intern
@@ -36,11 +37,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """entries: tensors whose description makes sense by itself. problems: sentences with byte offsets; empty for a sound file."""
+    """entries: tensors whose description makes sense by itself. problems: sentences with byte offsets; empty for a sound file.
+
+    format: whose tensors they are, as the file says ("pt", "tf" …); version 4 of transformers loads them accordingly
+    """
 
     entries: dict[str, Entry]
     problems: tuple[str, ...]
     size: int
+    format: str = ""
 
 
 def read_header(path: Path) -> Header:
@@ -76,7 +81,7 @@ def _judge(described: dict[str, Any], repeated: list[str], data: int, size: int)
         except DamagedError as error:
             problems.append(f"byte {LENGTH}: tensor {name!r}: {error}")
     problems += _tiling(list(entries.values()), data, size)
-    return Header(entries, tuple(problems), size)
+    return Header(entries, tuple(problems), size, str(metadata.get("format", "")) if isinstance(metadata, dict) else "")
 
 
 def _entry(name: str, fields: Any, data: int) -> Entry:
@@ -93,7 +98,13 @@ def _entry(name: str, fields: Any, data: int) -> Entry:
     needed = math.prod(shape) * BITS[dtype]
     if start > stop or (stop - start) * 8 != needed:
         raise DamagedError(f"{dtype} {shape} needs {needed / 8:,g} bytes; data_offsets [{start}, {stop}] span {stop - start:,}")
-    return Entry(intern(name), intern(dtype), tuple(shape), data + start, data + stop)
+    return Entry(intern(name), intern(dtype), _shared(tuple(shape)), data + start, data + stop)
+
+
+@lru_cache(maxsize=4096)
+def _shared(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """One object for all tensors of a shape: there are 92,000, of a few shapes."""
+    return shape
 
 
 def _tiling(entries: list[Entry], data: int, size: int) -> list[str]:

@@ -1,5 +1,6 @@
 """What stands beside the weights: which files have a meaning for a loader, and what kind of thing each is. Names only."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +11,14 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE, OLD_TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 VOCABULARIES = (TOKENIZER_JSON, "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
-TOKENS = ("merges.txt", "special_tokens_map.json", "added_tokens.json", TOKENIZER_CONFIG, TEMPLATE, OLD_TEMPLATE)
+MERGES, SPECIAL, ADDED = "merges.txt", "special_tokens_map.json", "added_tokens.json"
+TOKENS = (MERGES, SPECIAL, ADDED, TOKENIZER_CONFIG, TEMPLATE, OLD_TEMPLATE)
+VERSIONED = "tokenizer."  # tokenizer.4.0.0.json of transformers, tokenizer.model.v3 of mistral-common
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "audio_tokenizer_config.json")
+SETTINGS = re.compile(
+    r"params\.json|modules\.json|model_index\.json|config_sentence_transformers\.json|sentence_\w+_config\.json"  # other libraries' models
+    r"|hf_quant_config\.json|quant(ize)?_config\.json|normalizer\.json"  # quantisers' own, beside config.json; Whisper's spelling
+)  # a loader that finds one goes by it
 CODE_SUFFIXES = (".py", ".pyc", ".so")  # what a loader that trusts remote code would execute
 DOCUMENT_SUFFIXES = (".md", ".rst", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".mp4", ".ipynb")
 DOCUMENT_STEMS = ("license", "notice", "readme", "use_policy", "changelog", "merge-")  # merge-*: the manifest and log of a merge
@@ -25,7 +33,8 @@ def side_files(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def is_tokenizer(name: str) -> bool:
     """Whether a file is a part of the tokenizer, its chat templates included."""
-    return name in VOCABULARIES or name in TOKENS or name.endswith(".tiktoken") or name.startswith(f"{MORE_TEMPLATES}/")
+    listed = name in VOCABULARIES or name in TOKENS
+    return listed or name.endswith(".tiktoken") or name.startswith((f"{MORE_TEMPLATES}/", VERSIONED))
 
 
 def is_code(name: str) -> bool:

@@ -11,12 +11,16 @@ if TYPE_CHECKING:
 
 CERTIFICATE, JUNIT, PAGE, SUMMARY = "certificate.json", "junit.xml", "index.html", "summary.md"
 NAMES = (CERTIFICATE, JUNIT, PAGE, SUMMARY)
+SIGNATURE = f"{CERTIFICATE}.sig"  # where `lora-certify sign` puts it: it is about the bytes of one certificate
 
 
 def clear(directory: Path) -> None:
-    """Make the directory, and remove an earlier report from it: if this run dies, no old verdict may stand there. Raises OSError."""
+    """Make the directory, and remove an earlier report and its signature: if this run dies, no old verdict may stand there.
+
+    Raises OSError.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    for name in NAMES:
+    for name in (*NAMES, SIGNATURE):
         (directory / name).unlink(missing_ok=True)
 
 

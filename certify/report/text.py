@@ -10,6 +10,8 @@ def printable(text: str) -> str:
 
     Different texts stay different where they hold no backslash of their own.
     """
+    if text.isprintable():
+        return text  # itself: there are 92,000 names
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -1,9 +1,9 @@
 """The certificate's facts in plain words: what is wrong and where, the worst tensors, and what this certificate cannot tell."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from certify.inputs.folder import listing_digest
 from certify.overview.names import place
 from certify.report.charts import NOT_FINITE
 from certify.report.text import figure, shortened
@@ -84,10 +84,9 @@ def blind_spots(predicate: dict[str, Any]) -> list[str]:
     return told
 
 
-def folder_digest(subject: Sequence[dict[str, Any]]) -> str:
-    """The digest of the merged directory: sha256 of the sorted lines `sha256␠␠path`. Empty for names that no file can have."""
-    lines = sorted(f"{file['digest']['sha256']}  {file['name']}\n" for file in subject)
+def merged_digest(subject: Sequence[dict[str, Any]]) -> str:
+    """The digest of the merged directory. Empty for names that no file can have."""
     try:
-        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        return listing_digest({file["name"]: file["digest"]["sha256"] for file in subject})
     except UnicodeEncodeError:
         return ""

@@ -48,9 +48,9 @@ def sign(
       lora-certify sign REPORT/certificate.json --private-key KEY
     """
     with _Answered():
+        from certify.inputs.folder import listing_digest
         from certify.inputs.strict_json import JSON_MAX
         from certify.signoff import signature
-        from certify.signoff.directory import folder_digest
         from certify.signoff.regular import content
         from certify.signoff.stated import stated
         from certify.signoff.verify import CERTIFIED
@@ -69,7 +69,7 @@ def sign(
         partial.write_bytes(signature.sign(raw, signer))
         partial.replace(target)
         typer.echo(f"Signed: {told.verdict}({told.level}). The signature is {target}.")
-        _show(told, {"files": figure(len(told.subjects)), "digest": folder_digest(told.subjects)})
+        _show(told, {"files": figure(len(told.subjects)), "digest": listing_digest(told.subjects)})
 
 
 def verify(

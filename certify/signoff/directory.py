@@ -26,12 +26,6 @@ def digests(directory: Path, sizes: Mapping[str, int]) -> dict[str, str]:
         return dict(zip(names, threads.map(lambda name: _sha256(directory / name), names), strict=True))
 
 
-def folder_digest(stated: Mapping[str, str]) -> str:
-    """One digest for all files (path → sha256): sha256 over the sorted lines `sha256␠␠relative/path\\n`."""
-    lines = sorted(f"{digest}  {name}\n" for name, digest in stated.items())
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-
-
 def _walk(directory: Path) -> Iterator[tuple[str, int]]:
     folders = [""]
     for folder in folders:  # grows while it is walked

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from certify.errors import RefusedError, UsageError
+from certify.inputs.folder import listing_digest
 from certify.inputs.strict_json import JSON_MAX
 from certify.request import DIGEST, LEVELS
 from certify.signoff import directory, signature
@@ -61,7 +62,7 @@ def verify(merged: Path, certificate: Path, bundle: Path, trust: Trust, demand: 
     sizes = directory.files(merged)
     _same_names(told, sizes)
     _same_bytes(told, directory.digests(merged, sizes))
-    return Verified(told, signer, directory.folder_digest(told.subjects), sum(sizes.values()))
+    return Verified(told, signer, listing_digest(told.subjects), sum(sizes.values()))
 
 
 def _signature(path: Path) -> bytes:
@@ -81,7 +82,7 @@ def _satisfies(told: Stated, demand: Demand) -> None:
     if told.claimed and not demand.allow_claimed:
         name = told.claimed[0].get("name")
         raise RefusedError(f"the adapter {name} is claimed: only the merged directory named it (--allow-claimed lets it pass)")
-    if demand.digest is not None and (found := directory.folder_digest(told.subjects)) != demand.digest:
+    if demand.digest is not None and (found := listing_digest(told.subjects)) != demand.digest:
         raise RefusedError(f"the folder digest is {found}, not {demand.digest}: this is another release")
 
 

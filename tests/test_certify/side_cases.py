@@ -36,6 +36,10 @@ UNREAD: dict[str, Planted] = {  # what transformers drops as it loads, and other
     "shard_plan": ("config.json", {"base_model_fsdp_plan": {"layers.*": "x"}}, "base_model_fsdp_plan is {"),
     "distribution": ("config.json", {"distributed_config": {"tp_size": 2}}, "distributed_config is {"),
     "attention": ("config.json", {"attn_implementation": "eager"}, 'attn_implementation is "eager", absent was expected'),
+    "kernel": ("config.json", {"_attn_implementation": "someone/kernel"}, '_attn_implementation is "someone/kernel", absent was'),
+    "kernel_of_version_4": ("config.json", {"_attn_implementation_internal": "x"}, '_attn_implementation_internal is "x", absent was'),
+    "experts": ("config.json", {"_experts_implementation": "eager"}, '_experts_implementation is "eager", absent was expected'),
+    "attribute": ("config.json", {"_sliding_window_pattern": 2}, "_sliding_window_pattern is 2, absent was expected"),
     "generation": ("config.json", {"temperature": 0.1}, "temperature is 0.1, absent was expected"),
 }
 

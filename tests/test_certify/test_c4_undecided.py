@@ -9,7 +9,7 @@ from torch import Tensor
 
 import certify
 from certify.bounds import Delta
-from certify.checks.c4_merged import Tally
+from certify.checks.c4_merged import TOLD, Tally
 from certify.expect.target import Block
 from certify.fidelity import Fidelity
 from certify.finding import Finding, Outcome
@@ -71,6 +71,60 @@ def test_a_right_rounding_that_keeps_nothing_is_no_doubt() -> None:
     W = (torch.randn(SHAPE, generator=chance).abs() + 1).bfloat16()
     B, A = torch.randn(SHAPE[0], RANK, generator=chance), torch.randn(RANK, SHAPE[1], generator=chance)
     assert judged(W, W, Delta(B, A, 1e-6, torch.float32)) == "passed"
+
+
+def hidden(flipped: bool) -> tuple[Tensor, Delta, tuple[slice | int, slice | int]]:
+    """A tall matrix with one row whose ranks cancel, or a wide one with such a column, and where that lies."""
+    chance = torch.Generator().manual_seed(7)
+    left, right = torch.randn(4096, RANK, generator=chance) * 0.05, torch.randn(RANK, 64, generator=chance) * 0.05
+    right[1] = -right[0] + right[1] * 1e-7
+    left[:, 1] = 0
+    left[9, :2] = left[9, 0] * 1e7
+    W = torch.randn(4096, 64, generator=chance) * 0.02
+    if flipped:
+        return W.T.contiguous(), Delta(right.T.contiguous(), left.T.contiguous(), 2.0, torch.float32), (slice(None), 9)
+    return W, Delta(left, right, 2.0, torch.float32), (9, slice(None))
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_row_or_column_that_lost_its_delta_does_not_hide_among_the_others(flipped: bool) -> None:
+    """Its interval holds the base, and against the delta of the whole tensor it is too little to be seen."""
+    W, delta, line = hidden(flipped)
+    exact = delta.double().value()
+    lost = exact.clone()
+    lost[line] = 0
+    for change, outcome in ((exact, Outcome.PASSED), (lost, Outcome.UNDECIDED)):
+        tally = Tally((W.shape[0], W.shape[1]), Fidelity(None, flipped=False, noisy=False))
+        tally.judge(Block(0, W, (delta,)), (W.double() + change).float(), Grid(torch.float32), "nearest")
+        assert not tally.beyond
+        assert tally.unexplained <= TOLD**2 * tally.due
+        assert tally.within("", {}).outcome is outcome
+
+
+def test_rows_of_a_faint_delta_are_no_doubt_however_it_is_added_up() -> None:
+    """Rank after rank onto W, each sum rounded to float32: of the faintest rows nothing is left, and no product's noise explains it."""
+    chance = torch.Generator().manual_seed(9)
+    W, A = torch.randn(SHAPE, generator=chance), torch.randn(RANK, SHAPE[1], generator=chance)
+    B = torch.randn(SHAPE[0], RANK, generator=chance) * torch.logspace(-10, 0, SHAPE[0])[:, None]
+    merged = W
+    for rank in range(RANK):
+        merged = merged + torch.outer(B[:, rank], A[rank])
+    assert judged(W, merged, Delta(B, A, 1.0, torch.float32)) == "passed"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [0.3, 1e-2, 1e-4, 1e-6])
+def test_a_rounding_in_one_direction_is_refused(size: float, dtype: torch.dtype) -> None:
+    """Towards zero, down or up: half of the elements are another value than the nearest one."""
+    chance = torch.Generator().manual_seed(8)
+    W = (torch.randn(SHAPE, generator=chance) * 0.02).to(dtype)
+    B, A = torch.randn(SHAPE[0], 16, generator=chance), torch.randn(16, SHAPE[1], generator=chance)
+    delta, grid = Delta(B, A, size * float(W.float().norm() / (B @ A).norm()), torch.float32), Grid(dtype)
+    v = W.double() + delta.double().value()
+    for rounded in (grid.down(v), grid.up(v), torch.where(v > 0, grid.down(v), grid.up(v))):
+        tally = Tally(SHAPE, Fidelity(None, flipped=False, noisy=False))
+        tally.judge(Block(0, W, (delta,)), rounded.to(dtype), grid, "nearest")
+        assert tally.beyond > 0.4 * W.numel()
 
 
 def without_its_sum(room: Path) -> Question:

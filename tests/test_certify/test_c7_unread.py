@@ -60,6 +60,23 @@ def test_what_transformers_passes_over_may_be_the_bases_own(room: Path, tmp_path
     }
 
 
+def test_settings_of_generation_that_version_4_would_make_anew(room: Path, tmp_path: Path) -> None:
+    """It does so where the file says that it was derived from config.json; a file may stop to say so, and a new one may say it."""
+    base, out, new = tmp_path / "base", tmp_path / "out", tmp_path / "new"
+    name = "generation_config.json"
+    shutil.copytree(room / "llama", base)
+    shutil.copytree(room / "llama", out)
+    edit(out / name, _from_model_config=None)
+    assert failed(judged(base, out)) == {}
+    edit(base / name, _from_model_config=None)
+    edit(out / name, _from_model_config=True)
+    assert failed(judged(base, out)) == {name: "_from_model_config is true, absent was expected"}
+    (base / name).unlink()
+    shutil.copytree(base, new)
+    (new / name).write_text('{"_from_model_config": true, "bos_token_id": 256, "eos_token_id": 257}')
+    assert failed(judged(base, new)) == {}
+
+
 def test_two_dtypes_that_the_base_does_not_state_side_by_side_disagree(room: Path, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "out"
     shutil.copytree(room / "llama", base)

@@ -16,11 +16,26 @@ import certify
 from certify.errors import DamagedError
 from certify.inputs.adapter import open_adapter
 from certify.inputs.checkpoint import INDEX, open_checkpoint
-from certify.inputs.folder import folder_digest, regular_files
+from certify.inputs.folder import folder_digest, regular_files, sha256
 from certify.inputs.header import HEADER_MAX, read_header
 from certify.inputs.stored import Stored
 from certify.verdict import Verdict
 from tests.test_certify.front_checkpoint import make
+
+
+def test_no_name_of_a_file_is_the_line_of_another(tmp_path: Path) -> None:
+    """A folder that lacks a file must not have the digest of one that has it."""
+    whole, lacking = tmp_path / "whole", tmp_path / "lacking"
+    for folder in (whole, lacking):
+        folder.mkdir()
+    (whole / "a").write_text("one")
+    (whole / "b").write_text("two")
+    (lacking / f"a\n{sha256(whole / 'b')}  b").write_text("one")
+    assert folder_digest(whole) != folder_digest(lacking)
+    (lacking / "a\\nb").write_text("two")
+    one = folder_digest(lacking)
+    (lacking / "a\\nb").rename(lacking / "a\nb")
+    assert folder_digest(lacking) != one
 
 
 def header_file(path: Path, header: Any, body: bytes = b"", length: int | None = None) -> Path:

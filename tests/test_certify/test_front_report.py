@@ -125,6 +125,13 @@ def test_certificate_is_readable_json_and_nothing_else_is_left(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report.NAMES)
 
 
+def test_no_signature_outlives_its_certificate(tmp_path: Path) -> None:
+    (tmp_path / report.SIGNATURE).write_text("of another certificate")
+    (tmp_path / "elsewhere.sig").write_text("somebody else's")
+    report.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere.sig"]
+
+
 def test_printable_text_stays_apart() -> None:
     names = [*HOSTILE, "a\\x1b[2Jb", "line\\nbreak", "\\"]
     assert len({identifier(name) for name in names}) == len(names)
