@@ -21,7 +21,7 @@ def claim(settings: Settings, tensors: Mapping[str, Tensor]) -> Iterator[Addend 
         for name, tensor in tensors.items():
             module, _, leaf = strip(name).rpartition(".")
             owner, _, copy = module.rpartition(".")
-            if leaf.endswith("bias") and copy in ("modules_to_save", "original_module"):
+            if settings.may_train_bias(name) and copy in ("modules_to_save", "original_module"):
                 yield Again((f"{unwrapped(owner)}.{leaf}",), tensor, trained=copy == "modules_to_save")
-            elif leaf.endswith("bias") and ".lora_" not in name and not settings.saves(unwrapped(module)):
+            elif settings.may_train_bias(name) and ".lora_" not in name and not settings.saves(unwrapped(module)):
                 yield Replacement((f"{unwrapped(module)}.{leaf}",), tensor)

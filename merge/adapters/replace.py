@@ -16,5 +16,5 @@ def claim(settings: Settings, tensors: Mapping[str, Tensor]) -> Iterator[Replace
             continue
         if settings.saves(unwrapped(module)):
             yield Replacement((unwrapped(path),), tensor)
-        elif leaf == "weight":
+        elif leaf == "weight" and not settings.may_train_bias(path):
             yield Snapshot((unwrapped(path),), tensor)

@@ -13,7 +13,7 @@ from merge.names import Names
 from merge.nametable import NameTable
 from merge.operation import Read
 from merge.placement import fit, ties
-from merge.placement.demand import refuse_truncated
+from merge.placement.demand import refuse_truncated, refuse_unnamed, resolved
 from merge.placement.site import Placed, Site
 from merge.placement.ties import Equal
 
@@ -39,10 +39,11 @@ class Placement:
 
 def place(adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tensor], quantised: frozenset[str] = frozenset()) -> Placement:
     """Raises AdapterError, all faults of a kind in one message. quantised  weights of the base that have a scale, so that they are read"""
-    adapters = tuple(adapters)
     names = Names(table)
+    adapters = tuple(resolved(adapter, names) for adapter in adapters)
     for adapter in adapters:
         _refuse_strangers(adapter, names, base)
+        refuse_unnamed(adapter, names)
         refuse_truncated(adapter, names)
     sites: dict[str, Site] = {}
     problems: list[str] = []
@@ -101,6 +102,7 @@ def _gather(
     assert isinstance(contribution, Addition | Addend | TokenRows), "stacks were placed above"
     if adapter.weight != 1.0 and (isinstance(contribution, TokenRows) or (isinstance(contribution, Addition) and contribution.magnitude)):
         raise AdapterError(f"{tensor}: the adapter sets absolute values there, which a --weight of {adapter.weight} cannot scale")
+    fit.refuse_forward(adapter, contribution, parameter, names)
     piece = names.table.aliases[name].piece if weight and not weight.fused else None
     site.steps += fit.steps(adapter, contribution, fit.layout_of(weight, parameter, names), piece, tensor, site.shape)
 
@@ -143,9 +145,9 @@ def _copies(sites: Mapping[str, Site]) -> tuple[Equal, ...]:
 
 
 def _idle(adapters: Iterable[Adapter], names: Names) -> tuple[Read, ...]:
-    """lora_B of every layer that the model never calls."""
+    """Of every layer that the model never calls, the factor that begins as zero: lora_B, but an embedding's A."""
     return tuple(
-        Read("adapter", adapter.index, contribution.b)
+        Read("adapter", adapter.index, contribution.a if contribution.embedding else contribution.b)
         for adapter in adapters
         for contribution in adapter.contributions
         if isinstance(contribution, Addition) and _is_bypassed(contribution, names)

@@ -42,6 +42,11 @@ class Site:
         return bool(self.taken) or any(not isinstance(step, Rows) for step in self.steps)
 
     @property
+    def rows(self) -> bool:
+        """True where single rows take trained values."""
+        return any(isinstance(step, Rows) for step in self.steps)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of the tensor that the steps act on."""
         first = self.snapshots[0].tensor if self.snapshots else self.tensor
@@ -54,8 +59,10 @@ class Site:
             return f"{name}: two contributions of which one at most can be merged claim this tensor"
         if len(adapters) > 1 and any(isinstance(step, Magnitude) for step in self.steps):
             return f"{name}: DoRA sets the length of a weight, so that it cannot be combined with another adapter on the same weight"
-        if len(adapters) > 1 and any(isinstance(step, Rows) for step in self.steps):
+        if len(adapters) > 1 and self.rows:
             return f"{name}: single rows take trained values there, and another adapter changes the same tensor"
+        if self.rows and len(self.steps) > 1:
+            return f"{name}: single rows take trained values there, and the adapter changes the same tensor besides"
         if self.snapshots and self.taken:
             return f"{name}: the adapter holds both a copy of the base and a trained tensor"
         windows = sorted((part.a.index, part.at, part.at + part.rows[1] - part.rows[0]) for part in self.steps if isinstance(part, Part))

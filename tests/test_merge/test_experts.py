@@ -120,7 +120,7 @@ def test_experts_one_by_one_into_a_checkpoint_that_stacks_them(room: Path, tmp_p
     modules = {
         f"model.layers.1.mlp.experts.{e}.{p}_proj": (32, 24) if p == "down" else (24, 32) for e in range(E) for p in ("gate", "up", "down")
     }
-    trial.write_disk_adapter(tmp_path / "adapter", modules, [])
+    trial.write_disk_adapter(tmp_path / "adapter", modules, ["gate_proj", "up_proj", "down_proj"])
     merge.merge(base, tmp_path / "adapter", tmp_path / "merged")
     got, deltas = reference.weights(tmp_path / "merged"), reference.adapter_deltas(tmp_path / "adapter")
     for e in range(E):
