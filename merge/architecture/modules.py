@@ -20,6 +20,7 @@ PLAIN = (nn.Linear, nn.Embedding, *CONVOLUTIONS)
 LINEAR_ALL_THE_SAME = {  # x Wᵀ by another spelling, or the first step of a router
     *("FalconLinear", "PhimoeTopKRouter", "Llama4Router"),
 }
+MORE = ("num_additional_embeddings", "out_additional_features")  # Idefics: what it answers besides; with none of it, it is plain
 SCALED = re.compile(r"ScaledWordEmbedding$")  # rows times a number, which PEFT's LoRA is multiplied by as well
 READ = r"self\.({})\.weight\b(?!\.(?:dtype|device|shape|size|data|requires_grad)\b)"
 CALLED = r"self\.{}\("
@@ -47,6 +48,8 @@ def _is_foreign(module: nn.Module) -> bool:
         return True  # PEFT's own convolution beside it pads with zeros and is not dilated
     kind = next((kind for kind in PLAIN if isinstance(module, kind)), None)
     if kind is None or type(module).forward is kind.forward or type(module).__name__ in LINEAR_ALL_THE_SAME:
+        return False
+    if any(getattr(module, name, None) == 0 for name in MORE):
         return False
     return not (kind is nn.Embedding and SCALED.search(type(module).__name__) and hasattr(module, "embed_scale"))
 

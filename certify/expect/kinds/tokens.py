@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from certify.errors import DamagedError
+from certify.errors import DamagedError, NotInterpretedError
+from certify.expect.kinds.pairs import refuse_odd
 from certify.expect.names import Group
 from certify.expect.terms import Terms
 
@@ -16,6 +17,9 @@ def settle_tokens(accounts: "Accounts", group: Group, terms: Terms) -> None:
     weight = f"{group.module}.weight"
     place = accounts.place(weight)
     accounts.known_dtypes(place.key, name)
+    refuse_odd(accounts, place.parameter, terms)
+    if head := accounts.places.biased(place.parameter):
+        raise NotInterpretedError(f"{place.key}: PEFT leaves the bias of {head} out while rows of its weight are trained")
     rows = terms.rows_of(group.module, embedding=place.parameter == accounts.places.embedding)
     shape = accounts.base.tensors[place.key].shape
     if not rows:
