@@ -11,6 +11,7 @@ from merge.catalog import Tensor
 
 PREFIX = "base_model.model."  # what PEFT puts before every module path; some writers leave it out
 WRAPPED = "base_layer"  # what PEFT puts behind a module that it wrapped
+WRAPPERS = (WRAPPED, "token_adapter")  # the second one between an embedding and its base layer, where rows are trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,10 @@ class Snapshot(Single):
 
 @dataclass(frozen=True, slots=True)
 class TokenRows(Single):
-    """Rows of an embedding that were trained: row indices[i] becomes value[i]."""
+    """Rows of an embedding that were trained: row indices[i] becomes value[i]. twin: the configuration names what this is tied to."""
 
     indices: tuple[int, ...]
+    twin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def strip(name: str) -> str:
 
 def unwrapped(path: str) -> str:
     """A module path without PEFT's wrappers."""
-    return ".".join(step for step in path.split(".") if step != WRAPPED)
+    return ".".join(step for step in path.split(".") if step not in WRAPPERS)
 
 
 def with_suffix(tensors: Mapping[str, Tensor], suffix: str) -> Iterator[tuple[str, Tensor]]:

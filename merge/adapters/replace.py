@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from merge.adapters import tokens
 from merge.adapters.config import Settings
 from merge.adapters.contract import Replacement, Snapshot, strip, unwrapped
 from merge.catalog import Tensor
@@ -12,7 +13,7 @@ def claim(settings: Settings, tensors: Mapping[str, Tensor]) -> Iterator[Replace
     for name, tensor in tensors.items():
         path = strip(name)
         module, _, leaf = path.rpartition(".")
-        if ".lora_" in name or ".token_adapter." in name or ".original_module." in name or ".modules_to_save." in name:
+        if ".lora_" in name or name.endswith(tokens.SUFFIX) or ".original_module." in name or ".modules_to_save." in name:
             continue
         if settings.saves(unwrapped(module)):
             yield Replacement((unwrapped(path),), tensor)

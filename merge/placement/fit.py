@@ -40,6 +40,8 @@ def refuse_forward(adapter: Adapter, contribution: Addition | Addend | TokenRows
             f"{parameter}: {names.table.foreign[module]} does more with its weight than the class that it derives from, "
             "so that no weight is what the adapter learned beside it; train it whole (modules_to_save), or leave it out"
         )
+    if isinstance(contribution, TokenRows) and contribution.twin and parameter not in names.table.tied:
+        raise AdapterError(f"{parameter}: trainable_token_indices names no rows of it, nor is it tied to what it names")
     if isinstance(contribution, TokenRows) and (head := _biased(parameter, names)):
         raise AdapterError(
             f"{parameter}: {head} has a bias, which PEFT leaves out of its answers where single rows of its weight are trained, "

@@ -20,7 +20,9 @@ def settle_tokens(accounts: "Accounts", group: Group, terms: Terms) -> None:
     refuse_odd(accounts, place.parameter, terms)
     if head := accounts.places.biased(place.parameter):
         raise NotInterpretedError(f"{place.key}: PEFT leaves the bias of {head} out while rows of its weight are trained")
-    rows = terms.rows_of(group.module, embedding=place.parameter == accounts.places.embedding)
+    source = accounts.places.source(place.parameter) or place.parameter  # a grown vocabulary's rows are saved for the head as well
+    embedding = source == accounts.places.embedding
+    rows = terms.rows_of(group.module, embedding=embedding) or terms.rows_of(source.removesuffix(".weight"), embedding=embedding)
     shape = accounts.base.tensors[place.key].shape
     if not rows:
         raise DamagedError(f"no field of the adapter's configuration says which rows of {place.key} it replaces")
