@@ -9,6 +9,7 @@ import copy
 import inspect
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,10 +47,16 @@ def factor(module: nn.Module) -> float:
 
 def is_called(holder: nn.Module, name: str) -> bool:
     """False where the class of `holder` reads self.name.weight and never calls self.name: a LoRA there has no effect."""
-    if name == TIME_STEP and type(holder).__name__.endswith("MambaMixer"):
+    kind: Any = type(holder)
+    return _is_called(kind, name)
+
+
+@cache
+def _is_called(kind: Any, name: str) -> bool:
+    if name == TIME_STEP and kind.__name__.endswith("MambaMixer"):
         return False  # called where the model is quantised, and read everywhere else
     reads = calls = False
-    for outer, inner in _uses(holder, name):
+    for outer, inner in _uses(kind, name):
         calls |= isinstance(outer, ast.Call) and outer.func is inner
         reads |= isinstance(outer, ast.Attribute) and outer.attr == "weight" and isinstance(outer.ctx, ast.Load) and not _is_aside(outer)
     return calls or not reads
@@ -96,27 +103,23 @@ def _is_among(answer: Any, expected: Tensor) -> bool:
     return any(isinstance(one, Tensor) and one.shape == expected.shape and torch.allclose(one, expected, rtol=1e-6) for one in answers)
 
 
-def _uses(holder: nn.Module, name: str) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """(what is done with it, self.name) wherever the classes of `holder` that transformers wrote mention it."""
-    for kind in type(holder).__mro__:
-        if not kind.__module__.startswith("transformers.models."):
-            continue
-        for outer in ast.walk(_linked(ast.parse(textwrap.dedent(inspect.getsource(kind))))):
-            for inner in ast.iter_child_nodes(outer):
-                if (
-                    isinstance(inner, ast.Attribute)
-                    and inner.attr == name
-                    and isinstance(inner.value, ast.Name)
-                    and inner.value.id == "self"
-                ):
-                    yield outer, inner
+def _uses(kind: Any, name: str) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """(what is done with it, self.name) wherever this class, or one above it that transformers wrote, mentions it."""
+    for own in kind.__mro__:
+        for inner in _attributes(own) if own.__module__.startswith("transformers.models.") else ():
+            if inner.attr == name and getattr(inner.value, "id", "") == "self":
+                yield inner.outer, inner  # type: ignore[attr-defined]
 
 
-def _linked(tree: ast.AST) -> ast.AST:
-    for outer in ast.walk(tree):
+@cache
+def _attributes(kind: Any) -> tuple[ast.Attribute, ...]:
+    """Every attribute that a class's own source mentions, each knowing what is done with it."""
+    found = []
+    for outer in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kind)))):
         for inner in ast.iter_child_nodes(outer):
             inner.outer = outer  # type: ignore[attr-defined]
-    return tree
+            found += [inner] if isinstance(inner, ast.Attribute) else []
+    return tuple(found)
 
 
 def _is_aside(weight: ast.AST) -> bool:
