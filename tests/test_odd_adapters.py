@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[str, Options, Options, str, str]] = {  # …, the engin
         "bert", {"target_modules": ["query"], "trainable_token_indices": [3]}, {}, "decoder has a bias", "leaves the bias of",
     ),
     "rows, and a head that is trained besides": (
-        "tied", {"target_modules": ["lm_head"], "trainable_token_indices": [3]}, {}, "for what is tied to it", "rows of this tensor",
+        "tied", {"target_modules": ["lm_head"], "trainable_token_indices": [3]}, {}, "for what is tied to it", "false was expected",
     ),
     "pairs that no field names": (
         "llama", {"target_modules": ["q_proj", "v_proj"]}, {"target_modules": ["v_proj"]}, "no field of", "no field of",
