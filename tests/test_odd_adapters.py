@@ -151,6 +151,7 @@ REFUSED: dict[str, tuple[str, Options, Options, str, str]] = {  # …, the engin
     "one name for a list of names": (
         "llama", Q | {"modules_to_save": ["lm_head"]}, {"modules_to_save": "lm_head"}, "a list of names was expected", "no list of names",
     ),
+    "a head that nobody holds": ("llama", Q, {"task_type": "SEQ_CLS"}, "score.weight", "neither it nor the base holds score.weight"),
     "every weight": ("llama", Q, {"target_modules": [], "target_parameters": ["weight"]}, "no field of", "its file holds no tensor"),
     "a query that is never called": (
         "wavlm", Q, {}, "read by the model without calling their layers", "the model never calls its module",
