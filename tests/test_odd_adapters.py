@@ -217,18 +217,26 @@ def test_biases_as_peft_named_them_until_0_20(room: Path, tmp_path: Path) -> Non
     assert certificate.verdict is Verdict.CERTIFIED, certificate.reason
 
 
+ROWS = [96, 97, 99]
+GROWN: dict[str, Options] = {
+    "rows": {"trainable_token_indices": ROWS},
+    "rows by name": {"trainable_token_indices": {"embed_tokens": ROWS}},
+    "saved": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "saved in part": {"modules_to_save": ["embed_tokens"]},
+}
+
+
 @pytest.mark.parametrize("model", ["llama", "tied"])
-@pytest.mark.parametrize("named", [True, False])
-def test_rows_of_words_that_were_added(model: str, named: bool, room: Path, tmp_path: Path) -> None:
-    """What single rows are most used for: PEFT saves the grown embedding beside them, and once more for a head that shares it."""
-    base, rows = made(model, room), [96, 97, 99]
+@pytest.mark.parametrize("case", GROWN)
+def test_words_that_were_added(case: str, model: str, room: Path, tmp_path: Path) -> None:
+    """PEFT saves the grown embedding besides what was trained of it, and once more for a head that shares it."""
+    base = made(model, room)
     with trial.quiet(), torch.no_grad():
         torch.manual_seed(9)
         grown = trial.load(base)
         grown.resize_token_embeddings(104, mean_resizing=False)
         grown.config._name_or_path = str(base)
-        options = peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": rows} if named else rows)
-        live = peft.get_peft_model(grown, options).eval()
+        live = peft.get_peft_model(grown, peft.LoraConfig(r=4, target_modules=["q_proj"], **GROWN[case])).eval()
         for value in live.parameters():
             if value.requires_grad:
                 value.add_(torch.randn(value.shape) * 0.1)

@@ -93,7 +93,8 @@ class TokenRows(Single):
 
 @dataclass(frozen=True, slots=True)
 class Again(Single):
-    """What bias="all" saves beside a module that was trained whole: its bias once more, and the base's own, which nothing needs."""
+    """What PEFT saves of a module that was trained whole, with bias="all" or beside a grown vocabulary: its values once more, and the
+    base's own, which nothing needs."""
 
     trained: bool
 

@@ -61,8 +61,7 @@ def place(adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tens
     settled = ties.settle(sites, names, base, frozenset(adapter.index for adapter in adapters if adapter.settings.tying))
     if settled.problems:
         raise AdapterError(f"tied embeddings cannot be merged\n{listing(list(settled.problems))}\n{NOTHING_WRITTEN}")
-    stacks = {weight.key for weight in table.weights if not weight.fused and weight.layout == "parameter"}
-    placed = {key: site.placed(stacked=key in stacks and len(site.shape) == 3) for key, site in sites.items()}
+    placed = {key: site.placed() for key, site in sites.items()}
     return Placement(placed, _edits(placed, names, base, untied=settled.untied), settled.equal + _copies(sites), _idle(adapters, names))
 
 
@@ -79,7 +78,9 @@ def _gather(
     if isinstance(contribution, Stacked):
         for key, found in fit.stack(adapter, contribution, names, base).items():
             fit.refuse_storage(base[key], quantised)
-            sites.setdefault(key, Site(base[key])).steps += found
+            site = sites.setdefault(key, Site(base[key]))
+            site.steps += found
+            site.stacked = True
         return
     spelled = names.parameter(contribution.names)
     assert spelled is not None, "strangers were refused"
@@ -104,6 +105,7 @@ def _gather(
         raise AdapterError(f"{tensor}: the adapter sets absolute values there, which a --weight of {adapter.weight} cannot scale")
     fit.refuse_forward(adapter, contribution, parameter, names)
     piece = names.table.aliases[name].piece if weight and not weight.fused else None
+    site.stacked |= piece is not None
     site.steps += fit.steps(adapter, contribution, fit.layout_of(weight, parameter, names), piece, tensor, site.shape)
 
 
