@@ -152,6 +152,10 @@ REFUSED: dict[str, tuple[str, Options, Options, str, str]] = {  # …, the engin
         "llama", Q | {"modules_to_save": ["lm_head"]}, {"modules_to_save": "lm_head"}, "a list of names was expected", "no list of names",
     ),
     "a head that nobody holds": ("llama", Q, {"task_type": "SEQ_CLS"}, "score.weight", "neither it nor the base holds score.weight"),
+    "rows of a head that shares none": (
+        "llama", Q | {"trainable_token_indices": {"lm_head": [3]}}, {"trainable_token_indices": {"embed_tokens": [3]}},
+        "names no rows of it", "says which rows of lm_head.weight",
+    ),
     "every weight": ("llama", Q, {"target_modules": [], "target_parameters": ["weight"]}, "no field of", "its file holds no tensor"),
     "a query that is never called": (
         "wavlm", Q, {}, "read by the model without calling their layers", "the model never calls its module",
@@ -245,11 +249,3 @@ def test_words_that_were_added(case: str, model: str, room: Path, tmp_path: Path
     assert far(live, tmp_path / "merged", {"input_ids": torch.tensor([[3, 97, 4, 99, 96]])}) <= trial.LOGITS
     certificate = certify.judge(base, tmp_path / "adapter", tmp_path / "merged", level="weights")
     assert certificate.verdict is Verdict.CERTIFIED, certificate.reason
-
-
-def test_rows_of_a_head_that_nothing_is_tied_to(room: Path, tmp_path: Path) -> None:
-    base = made("llama", room)
-    saved(base, tmp_path / "adapter", Q | {"trainable_token_indices": {"lm_head": [3]}}, trainable_token_indices={"embed_tokens": [3]})
-    with pytest.raises(MergeError, match="names no rows of it, nor is it tied to what it names"):
-        merge.merge(base, tmp_path / "adapter", tmp_path / "merged")
-    assert certify.judge(base, tmp_path / "adapter", base, level="weights").verdict is Verdict.REJECTED
