@@ -176,7 +176,8 @@ def _rows_of(expert: int, piece: Piece | None, stored: tuple[int, int]) -> tuple
 
 def _chosen(stacked: Stacked, names: Names) -> tuple[str, str, tuple[int, ...], Owner]:
     """(name as the adapter's tree spells it, parameter, shape, owner) of the one parameter that lies at this depth."""
-    spelled = {names.table.aliases[name].parameter: name for name in stacked.names}
+    meant = {names.table.aliases[name].parameter: name for name in stacked.names}
+    spelled = {parameter: name for parameter, name in meant.items() if names.fillers.get(parameter)}
     module = next(iter(spelled)).rpartition(".")[0]
     owner = names.table.owners.get(module)
     if owner is None:
