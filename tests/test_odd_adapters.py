@@ -17,7 +17,7 @@ from certify.verdict import Verdict
 from merge.errors import MergeError
 from tests import reference
 from tests.matrix import trial
-from tests.matrix.families import BERT, GROUPED, LATENT, ROUTED, TIED
+from tests.matrix.families import BERT, FAMILIES, GROUPED, LATENT, ROUTED, TIED
 
 Options = dict[str, Any]
 TOKENS = {"input_ids": torch.arange(3, 15)[None]}
@@ -49,6 +49,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "t5": lambda: t.T5ForConditionalGeneration(
         t.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, vocab_size=96, decoder_start_token_id=0)
     ),
+    "siglip": FAMILIES["siglip_vision"].build,
     "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=96, n_embd=32, n_layer=1, n_head=4, n_positions=64)),
     "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**GROUPED, **SLIDING)),
     "deepseek": lambda: t.DeepseekV3ForCausalLM(t.DeepseekV3Config(**GROUPED | LATENT | ROUTED | {"n_group": 2})),
@@ -97,7 +98,7 @@ LAYERS = {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]}
 MERGED: dict[str, tuple[str, Options, Options]] = {  # base, options, what is written into the configuration afterwards
     "rows of a scaled embedding": ("gemma3", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}, {}),
     "a scaled embedding": ("gemma3", {"target_modules": ["embed_tokens"]}, {}),
-    "positions that are trained whole": ("opt", {"target_modules": ["q_proj"], "modules_to_save": ["embed_positions"]}, {}),
+    "positions, whole": ("opt", {"target_modules": ["q_proj"], "modules_to_save": ["embed_positions"]}, {}),
     "rows of a head alone": ("tied", {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [3, 5]}}, {}),
     "other rows of each": ("tied", {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [4]}}, {}),
     "the same rows of both": ("tied", {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [3]}}, {}),
@@ -124,12 +125,8 @@ REFUSED: dict[str, tuple[str, Options, Options, str, str]] = {  # …, the engin
     "positions that count from two": (
         "opt", {"target_modules": ["embed_positions"]}, {}, "OPTLearnedPositionalEmbedding does more with its weight", "does more with",
     ),
-    "rows of such positions": (
-        "opt", Q | {"trainable_token_indices": {"embed_positions": [3]}}, {}, "OPTLearnedPositionalEmbedding does more", "does more with",
-    ),
-    "weights that are standardised": (
-        "bit", {"target_modules": ["conv2"]}, {}, "WeightStandardizedConv2d does more with its weight", "does more with",
-    ),
+    "rows of them": ("opt", Q | {"trainable_token_indices": {"embed_positions": [3]}}, {}, "does more with its weight", "does more with"),
+    "weights that are standardised": ("bit", {"target_modules": ["conv2"]}, {}, "WeightStandardizedConv2d does more", "does more with"),
     "a scaled embedding, before 0.18": (
         "gemma3", {"target_modules": ["embed_tokens"]}, {"peft_version": None}, "PEFT before 0.18 left out", "PEFT before 0.18 left out",
     ),
@@ -159,6 +156,9 @@ REFUSED: dict[str, tuple[str, Options, Options, str, str]] = {  # …, the engin
     "every weight": ("llama", Q, {"target_modules": [], "target_parameters": ["weight"]}, "no field of", "its file holds no tensor"),
     "a query that is never called": (
         "wavlm", Q, {}, "read by the model without calling their layers", "the model never calls its module",
+    ),
+    "an output projection that is never called": (
+        "siglip", {"target_modules": ["head.attention.out_proj"]}, {}, "read by the model without", "the model never calls its module",
     ),
     "relative positions that are never looked up": (
         "deberta", {"target_modules": ["rel_embeddings"]}, {}, "read by the model without calling", "the model never calls its module",

@@ -21,6 +21,7 @@ class Addition:
     a  (rank, in_features, …)      b  (out_features, rank, …)
     embedding  an embedding's table was adapted: its rows are A's columns
     magnitude  DoRA's norms, one per output feature
+    inside     of a module that PEFT wrapped as a whole, and calls itself
     """
 
     names: tuple[str, ...]
@@ -29,6 +30,7 @@ class Addition:
     scaling: float
     embedding: bool = False
     magnitude: Tensor | None = None
+    inside: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

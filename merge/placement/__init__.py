@@ -157,8 +157,12 @@ def _idle(adapters: Iterable[Adapter], names: Names) -> tuple[Read, ...]:
 
 
 def _is_bypassed(addition: Addition, names: Names) -> bool:
+    """PyTorch's attention reads its output projection as well, unless PEFT wrapped the attention as a whole."""
     weight = next((weight for name in addition.names if (weight := names.find(name))), None)
-    return weight is not None and weight.layout == "bypassed"
+    if weight is None or addition.inside:
+        return False
+    attention, _, leaf = weight.parameter.rpartition(".out_proj.")
+    return weight.layout == "bypassed" or (leaf == "weight" and names.exists(f"{attention}.in_proj_weight"))
 
 
 def _refuse_strangers(adapter: Adapter, names: Names, base: Mapping[str, Tensor]) -> None:

@@ -46,7 +46,7 @@ def settle_pair(accounts: "Accounts", group: Group, terms: Terms) -> None:
     rank = terms.rank(group.module)
     _hold_shapes(accounts, a, b, rank, place, orientation)
     stated = _finite(terms.scaling(group.module))
-    times = _times(accounts, place, terms)
+    times = _times(accounts, group, place, terms)
     _magnitude(accounts, group, terms, key, orientation, place)
     _bias(accounts, group, terms, stated)
     draft = accounts.draft(key)
@@ -137,11 +137,15 @@ def _finite(scaling: float) -> float:
     return scaling
 
 
-def _times(accounts: "Accounts", place: Place, terms: Terms) -> int:
+def _times(accounts: "Accounts", group: Group, place: Place, terms: Terms) -> int:
     """2 for the output projection of an attention module that PEFT wraps as a whole."""
     module, _, leaf = place.parameter.removesuffix(".weight").rpartition(".")
     owner = accounts.places.find(f"{module}.in_proj_weight") if leaf == "out_proj" else None
     if owner is None or owner.kind != "attention":
+        return 1
+    if not group.depth:  # adapted by itself: PyTorch's attention reads the weight, and never calls its module
+        if bool(accounts.tensor(group.names["lora_B"]).load().any()):
+            raise DamagedError(f"{group.names['lora_B']} is not zero, and the model never calls its module: it had no effect")
         return 1
     if terms.version is not None and terms.version > TWICE_UNTIL:
         raise NotInterpretedError(f"{place.key}: whether this PEFT still adds the delta of out_proj twice is not known")
