@@ -27,7 +27,7 @@ def targeted(settings: Settings, module: str) -> tuple[str, ...]:
     that has such a parameter, unless the module is adapted as a whole.
     """
     owners = ((name.rpartition(".")[0], name.rpartition(".")[2]) for name in settings.parameters)
-    whole = settings.targets(module)
+    whole = bool(settings.parameters) and settings.targets(module)
     return tuple(sorted({f"{module}.{leaf}" for owner, leaf in owners if _is_of(owner, module, whole=whole)}))
 
 
