@@ -34,6 +34,15 @@ class Names:
         """The disk tensor that fills a parameter by itself."""
         return next((weight for weight in self.fillers.get(parameter, ()) if not weight.fused), None)
 
+    def exists(self, parameter: str) -> bool:
+        """True where the architecture has such a parameter, whether or not a disk tensor fills it."""
+        return bool(self.fillers.get(parameter)) or parameter in self.table.absent
+
+    def sharing(self, parameter: str) -> tuple[str, ...]:
+        """The parameters that share one storage with this one, itself among them."""
+        source = self.table.tied.get(parameter, parameter)
+        return source, *(other for other, its in self.table.tied.items() if its == source)
+
     def is_ambiguous(self, weight: Weight) -> bool:
         """True where another disk tensor fills the same parameter as a whole."""
         return not weight.fused and len(self.fillers[weight.parameter]) > 1

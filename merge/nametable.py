@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # stored (out, in); (in, out); (tokens, features); (out, in, …); a parameter of its own, such as stacked experts; a weight that the model
-# reads without calling its module; of an architecture that nobody knows; anything else
-Layout = Literal["linear", "conv1d", "embedding", "convolution", "parameter", "bypassed", "unknown", "other"]
+# reads without calling its module; of a module that does more with it than the class that it derives from; of an architecture that nobody
+# knows; anything else
+Layout = Literal["linear", "conv1d", "embedding", "convolution", "parameter", "bypassed", "foreign", "unknown", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,10 @@ class NameTable:
     owners     path → module that has parameters of two or three dimensions, of its own
     absent     parameters that no disk key fills: tied ones, and those of a new head
     embeddings parameters of the input and of the output embeddings
+    head       the parameter of the output embedding, if the architecture has one
+    linear     paths of every linear module, by its class
+    scaled     parameters of embeddings whose rows are multiplied by a number when they are looked up
+    foreign    path → class of every module that does more with its weight than the class that it derives from
     encoder_decoder  the flag of a tie decides more than the tie there
     """
 
@@ -86,5 +91,9 @@ class NameTable:
     owners: Mapping[str, Owner] = field(default_factory=dict)
     absent: frozenset[str] = frozenset()
     embeddings: tuple[str, ...] = ()
+    head: str | None = None
+    linear: tuple[str, ...] = ()
+    scaled: frozenset[str] = frozenset()
+    foreign: Mapping[str, str] = field(default_factory=dict)
     encoder_decoder: bool = False
     known: bool = True

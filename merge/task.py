@@ -100,11 +100,20 @@ class Merge:
         heads = {architecture.with_head(settings, adapter.settings.task) for adapter in self.opened} - {None}
         if len(heads) > 1:
             raise AdapterError(f"the adapters were trained for different heads: {sorted(map(str, heads))}. {NOTHING_WRITTEN}")
-        head, edits = next(iter(heads), None), layers.edits(self.opened, settings)
+        head, edits = next(iter(heads), None), self._stacked(path)
         table = architecture.name_table(path, keys, wanted, head=head, changes=edits)
         edits |= {"architectures": [head]} if head else {}
         made = planner.plan(self.catalogs, self.opened, table, self.options, edits=edits, scheme=scheme)
         return made, keys[table.embedding].shape[0] if table.embedding else None
+
+    def _stacked(self, path: Path) -> dict[str, Any]:
+        """What config.json must say of a stack that repeats layers."""
+        numbers = next((adapter.settings.replication for adapter in self.opened if adapter.settings.replication), None)
+        if numbers is None:
+            return {}
+        edits = layers.edits(numbers, architecture.filled(path), self.catalogs)
+        architecture.refuse_other_layers(path, edits, numbers)
+        return edits
 
     @cached_property
     def side_files(self) -> side_files.SideFiles:

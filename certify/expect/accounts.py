@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 
 from certify.errors import DamagedError, NotInterpretedError
 from certify.expect.demands import demands
@@ -56,7 +57,7 @@ class Accounts:
             self.complete = self._understood = False
             self.note(CONFIG, f"this version does not interpret {'; '.join(fields)}")
         try:
-            self.terms = read_terms(self.adapter.config)
+            self.terms = self._resolved(read_terms(self.adapter.config))
         except DamagedError as error:
             self.fail(CONFIG, str(error))
             return
@@ -103,6 +104,17 @@ class Accounts:
             unknown.insert(0, self.base.tensors[key].dtype)
         if unknown:
             raise NotInterpretedError(f"{key}: stored as {unknown[0]}; known are {', '.join(FLOATS)}")
+
+    def _resolved(self, terms: Terms) -> Terms:
+        """With the modules that "all-linear" stands for; PEFT saves them, other writers leave the word."""
+        if not terms.modules.unresolved:
+            return terms
+        try:
+            return replace(terms, modules=terms.modules.resolved(self.places.linear(terms.task)))
+        except NotInterpretedError as error:
+            self.complete = self._understood = False
+            self.note(CONFIG, str(error))
+            return terms
 
     def _settle(self, group: Group, settle: Callable[["Accounts", Group, Terms], None]) -> None:
         assert self.terms is not None

@@ -9,11 +9,11 @@ from certify.expect.accounts import CODE, Accounts
 from certify.expect.declared import Changes, Declared
 from certify.expect.draft import Draft
 from certify.expect.expectation import Expectation, Part
-from certify.expect.heads import task_class
+from certify.expect.heads import lost_head, task_class
 from certify.expect.place import Names
 from certify.expect.ties import Tie, refuse_many, ties, untied
 from certify.finding import Finding, Outcome
-from certify.inputs.adapter import AdapterTensor
+from certify.inputs.adapter import CONFIG, AdapterTensor
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.stored import Stored
 
@@ -119,6 +119,8 @@ def _resized(key: str, draft: Draft, places: Names, made: Composed) -> None:
 def _heads(settled: Sequence[Accounts], model: Any, made: Composed) -> None:
     """Heads that the base has not."""
     for accounts in settled:
+        if accounts.terms is not None and not accounts.new and model is not None and (lost := lost_head(model, accounts.terms.task)):
+            accounts.note(CONFIG, f"the adapter was trained for {accounts.terms.task}, and neither it nor the base holds {lost}")
         if not accounts.new or accounts.terms is None:
             continue
         first = min(accounts.new)

@@ -19,14 +19,12 @@ AUTO = {
 
 def task_class(model: Any, task: str, new: Mapping[str, AdapterTensor]) -> tuple[str, int]:
     """(name of the class, labels). Raises DamagedError where the class has no such tensors, NotInterpretedError where it is not known."""
-    config, labels = model.config, max(tensor.shape[0] for tensor in new.values())
+    labels = max(tensor.shape[0] for tensor in new.values())
     first = min(new)
     if task not in AUTO:
         raise NotInterpretedError(f"{first} is not in the base, and the task {task or 'of the adapter'} names no head")
     try:
-        with quiet(), torch.device("meta"):
-            own = type(config).from_dict({**config.to_dict(), "num_labels": labels})
-            made = getattr(transformers, AUTO[task]).from_config(own)
+        made = _made(model, task, labels)
     except Exception as error:  # a class that transformers does not know for this architecture, or cannot build
         raise NotInterpretedError(f"{first} is not in the base, and its class is not known: {error}") from error
     held = made.state_dict()
@@ -36,3 +34,18 @@ def task_class(model: Any, task: str, new: Mapping[str, AdapterTensor]) -> tuple
         if tuple(held[name].shape) != tensor.shape:
             raise DamagedError(f"{name} is {tensor.shape}, that of {type(made).__name__} with {labels} labels is {tuple(held[name].shape)}")
     return type(made).__name__, labels
+
+
+def lost_head(model: Any, task: str) -> str:
+    """The first tensor that the class of this task has and the base's class has not; "" where there is none, or no such class is known."""
+    try:
+        held = _made(model, task, 1).state_dict() if task in AUTO else {}
+    except Exception:  # as above
+        return ""
+    return min(held.keys() - model.state_dict().keys(), default="")
+
+
+def _made(model: Any, task: str, labels: int) -> Any:
+    with quiet(), torch.device("meta"):
+        config = type(model.config).from_dict({**model.config.to_dict(), "num_labels": labels})
+        return getattr(transformers, AUTO[task]).from_config(config)

@@ -14,7 +14,7 @@ from certify.expect.expectation import Expectation, Part
 from certify.expect.literal import LiteralNames
 from certify.expect.place import Names
 from certify.expect.places import Places
-from certify.expect.replication import changes, expanded
+from certify.expect.replication import changes, expanded, hold_alike
 from certify.expect.skeleton import skeleton
 from certify.expect.structure import compare_with_peft
 from certify.expect.terms import read_terms, uninterpreted
@@ -105,7 +105,9 @@ def _as_trained(base: Checkpoint, adapters: Sequence[Adapter]) -> tuple[Checkpoi
     edits = changes(model.config.to_dict(), sources)
     seen = expanded(base, model, sources)
     reason = f"layer_replication repeats layers: {len(sources)} of them"
-    return seen, Places(skeleton(base.directory, edits), seen.tensors), Declared(edits, reasons=(reason,)), ()
+    grown = skeleton(base.directory, edits)
+    hold_alike(model, grown, sources)
+    return seen, Places(grown, seen.tensors), Declared(edits, reasons=(reason,)), ()
 
 
 def _replication(adapter: Adapter) -> tuple[int, ...] | None:

@@ -39,6 +39,21 @@ class LiteralNames:
     def is_head(self, _: str) -> bool:
         return False
 
+    def odd(self, _: str) -> str:
+        return ""
+
+    def silent(self, _: str) -> bool:
+        return False
+
+    def factor(self, _: str) -> float:
+        return 1.0
+
+    def biased(self, _: str) -> str:
+        return ""
+
+    def linear(self, _: str) -> tuple[str, ...]:
+        raise NotInterpretedError("target_modules is 'all-linear', and without the architecture nobody knows which modules these are")
+
     def inside(self, _: str) -> Piece | None:
         return None
 

@@ -76,6 +76,21 @@ class Names(Protocol):
     def is_head(self, parameter: str) -> bool:
         """Whether it is the weight of the model's output embedding."""
 
+    def odd(self, parameter: str) -> str:
+        """Why what PEFT puts beside the module of this weight is no change of it; "" where it is."""
+
+    def silent(self, parameter: str) -> bool:
+        """Whether the model reads this weight and never calls its module."""
+
+    def factor(self, parameter: str) -> float:
+        """By which the rows of an embedding are multiplied when they are looked up."""
+
+    def biased(self, parameter: str) -> str:
+        """The linear module with a bias that works with this weight, or with one that is tied to it."""
+
+    def linear(self, task: str) -> tuple[str, ...]:
+        """The modules that "all-linear" stands for."""
+
     def inside(self, name: str) -> Piece | None:
         """The share of a disk tensor that holds all experts, where a name speaks of a single one."""
 

@@ -26,6 +26,7 @@ from transformers.core_model_loading import (
 from transformers.pytorch_utils import Conv1D
 
 from certify.errors import NotInterpretedError
+from certify.expect import behaviour
 from certify.expect.place import Kind, Member, Orientation, Piece, Place
 
 NUMBERED = re.compile(r"\.(\d+)(?=\.)")
@@ -57,6 +58,7 @@ class Places:
         for key in sorted(self._keys, key=dot_natural_key):  # the loader's order: a renaming may wait for an earlier key
             if (place := self._place(key)) is not None:
                 self.all[key] = place
+        self._plain: dict[str, bool] = {}
         self._by_parameter = {place.parameter: place for place in self.all.values() if not place.fused}
         self._by_renamed = {place.renamed: place for place in self.all.values()}
 
@@ -81,6 +83,38 @@ class Places:
     def is_head(self, parameter: str) -> bool:
         """Whether it is the weight of the model's output embedding; a tied one is its source."""
         return bool(self._head) and self._head in (parameter, self._source.get(parameter))
+
+    def odd(self, parameter: str) -> str:
+        """Why what PEFT puts beside the module of this weight is no change of it; "" where it is."""
+        module = self._module(parameter)
+        if module is not None and str(module) not in self._plain:
+            self._plain[str(module)] = behaviour.is_plain(module)
+        if module is None or self._plain[str(module)]:
+            return ""
+        return f"{type(module).__name__} does more with its weight than PEFT takes for granted; no weight is what was trained beside it"
+
+    def silent(self, parameter: str) -> bool:
+        """Whether the model reads this weight and never calls its module, so that what PEFT puts beside it has no effect."""
+        holder, _, name = parameter.removesuffix(".weight").rpartition(".")
+        return self._module(parameter) is not None and not behaviour.is_called(self._model.get_submodule(holder), name)
+
+    def factor(self, parameter: str) -> float:
+        """By which the rows of an embedding are multiplied when they are looked up; NaN where that is not known."""
+        module = self._module(parameter)
+        return 1.0 if module is None else behaviour.factor(module)
+
+    def biased(self, parameter: str) -> str:
+        """The linear module with a bias that works with this weight, or with one that is tied to it; "" where there is none."""
+        modules = ((name.removesuffix(".weight"), self._module(name)) for name in (parameter, *self.aliases(parameter)))
+        return next((path for path, module in modules if isinstance(module, nn.Linear) and module.bias is not None), "")
+
+    def linear(self, task: str) -> tuple[str, ...]:
+        """What "all-linear" stands for: peft 0.21.2, tuners_utils.py:_maybe_include_all_linear_layers."""
+        output = self._model.get_output_embeddings() if self._head else None
+        if output is None and task == "SEQ_CLS":
+            output = next((getattr(self._model, name) for name in ("score", "classifier") if hasattr(self._model, name)), None)
+        modules = self._model.named_modules()
+        return tuple(path for path, module in modules if isinstance(module, (nn.Linear, Conv1D)) and module is not output)
 
     def inside(self, name: str) -> Piece | None:
         """The share of a disk tensor that holds all experts, where a name speaks of a single one."""
@@ -130,6 +164,11 @@ class Places:
     def of_parameter(self, parameter: str) -> Place | None:
         """The disk tensor that fills a parameter on its own."""
         return self._by_parameter.get(parameter)
+
+    def _module(self, parameter: str) -> Any:
+        """The module whose `weight` it is; None for other parameters, and for those that the architecture has not."""
+        known = parameter in self._parameters and parameter.endswith(".weight")
+        return self._model.get_submodule(parameter.removesuffix(".weight")) if known else None
 
     def _place(self, key: str) -> Place | None:
         parameter, renamed, pattern = self._meet(key)

@@ -35,10 +35,33 @@ def expanded(base: Checkpoint, model: Any, sources: Sequence[int]) -> Checkpoint
 
 
 def changes(config: dict[str, Any], sources: Sequence[int]) -> Changes:
-    """What config.json must say of the stack."""
+    """What config.json must say of the stack. Raises NotInterpretedError where a layer would be run as two different kinds."""
     kinds = config.get(PER_LAYER)
     found: Changes = {"num_hidden_layers": len(sources)}
-    return found | ({PER_LAYER: [kinds[layer] for layer in sources]} if isinstance(kinds, list) and len(kinds) > max(sources) else {})
+    if not isinstance(kinds, list) or len(kinds) <= max(sources):
+        return found
+    for position, source in enumerate(sources):
+        if position < len(kinds) and kinds[position] != kinds[source]:
+            raise NotInterpretedError(f"layer_replication puts a {kinds[source]} layer where the base has {kinds[position]}: PEFT ran both")
+    return found | {PER_LAYER: [kinds[layer] for layer in sources]}
+
+
+def hold_alike(before: Any, after: Any, sources: Sequence[int]) -> None:
+    """The stack that config.json will describe must be the trained one, copy by copy. Raises NotInterpretedError."""
+    old, new = before.get_submodule(_stack(before)), after.get_submodule(_stack(after))
+    for position, source in enumerate(sources):
+        if _described(old[source]) != _described(new[position]):
+            raise NotInterpretedError(f"layer_replication: config.json cannot say that layer {position} is a copy of layer {source}")
+
+
+def _described(layer: nn.Module) -> list[str]:
+    """Every module of a layer: its class, its shapes and its switches (which are what tells a layer's kind); numbers may count layers."""
+    found = []
+    for path, module in layer.named_modules():
+        switches = sorted((name, value) for name, value in vars(module).items() if isinstance(value, bool | str))
+        windows = getattr(module, "sliding_window", None)
+        found.append(f"{path} {module!r} {[tuple(p.shape) for p in module.parameters(recurse=False)]} {switches} {windows}")
+    return found
 
 
 def _stack(model: Any) -> str:

@@ -45,8 +45,8 @@ def skeleton(base: Path, changes: Mapping[str, Any] | None = None) -> Any:
         with quiet(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
             for part in (config, config.get_text_config()):
-                for name, value in (changes or {}).items():
-                    setattr(part, name, value)
+                for field, value in (changes or {}).items():
+                    setattr(part, field, value)
             return model_class(config)
     except Exception as error:  # a config can be wrong in as many ways as transformers has lines
         raise NotInterpretedError(f"transformers cannot build {name} from the base's config.json: {error}") from error

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 LINEAR: Final = "all-linear"  # every linear module but the output head
@@ -22,6 +22,15 @@ class Targets:
     stacks: tuple[re.Pattern[str], ...]
     _saved: tuple[re.Pattern[str], ...]
 
+    @property
+    def unresolved(self) -> bool:
+        """True where "all-linear" stands for modules that only the model knows."""
+        return isinstance(self.chosen, re.Pattern) and self.chosen.pattern.lower() == LINEAR
+
+    def resolved(self, modules: tuple[str, ...]) -> "Targets":
+        """With the modules that "all-linear" stands for."""
+        return replace(self, chosen=modules)
+
     def hit(self, paths: tuple[str, ...]) -> bool:
         """True if the module that has these paths is trained."""
         if any(_names(self.excluded, path) or any(pattern.match(path) for pattern in self._saved) for path in paths):
@@ -39,15 +48,13 @@ class Targets:
 
 def read_targets(config: dict[str, Any]) -> Targets:
     """Raises TypeError, ValueError or re.error where a field has no sense."""
-    saved = tuple(str(name) for name in config.get("modules_to_save") or ())
-    layers, stacks = config.get("layers_to_transform"), config.get("layers_pattern") or ()
-    if layers is not None and not isinstance(layers, int):
-        layers = tuple(layers) or None
+    saved = listed(config, "modules_to_save")
+    stacks = config.get("layers_pattern") or ()
     return Targets(
-        chosen=_chosen(config.get("target_modules")),
-        excluded=_chosen(config.get("exclude_modules")),
+        chosen=_chosen(config, "target_modules"),
+        excluded=_chosen(config, "exclude_modules"),
         saved=saved,
-        layers=None if layers is None else frozenset((layers,) if isinstance(layers, int) else map(int, layers)),
+        layers=_layers(config.get("layers_to_transform")),
         stacks=tuple(
             re.compile(rf"(?:^|.*?\.){stack}\.(?P<idx>\d+)\.") for stack in ((stacks,) if isinstance(stacks, str) else stacks)
         ) or (ANY_STACK,),
@@ -55,13 +62,32 @@ def read_targets(config: dict[str, Any]) -> Targets:
     )  # fmt: skip
 
 
+def listed(config: dict[str, Any], field: str) -> tuple[str, ...]:
+    """Names. Raises ValueError for a single text, which PEFT takes for a list of its letters."""
+    value = config.get(field)
+    if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise ValueError(f"{field} is {value!r}, which is no list of names")
+    return tuple(value or ())
+
+
 def named(names: Iterable[str], path: str) -> bool:
     """PEFT's rule for lists: each name is a path or the end of one."""
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
-def _chosen(value: Any) -> Chosen:
-    return re.compile(value) if isinstance(value, str) else tuple(str(name) for name in value or ())
+def _chosen(config: dict[str, Any], field: str) -> Chosen:
+    value = config.get(field)
+    return re.compile(value) if isinstance(value, str) else listed(config, field)
+
+
+def _layers(value: Any) -> frozenset[int] | None:
+    """Numbers: a text is never equal to one, so that PEFT would find no layer."""
+    stated = [value] if type(value) is int else value
+    if stated in (None, []):
+        return None
+    if not (isinstance(stated, list) and all(type(layer) is int and layer >= 0 for layer in stated)):
+        raise ValueError(f"layers_to_transform is {value!r}, which are no numbers of layers")
+    return frozenset(stated)
 
 
 def _names(modules: Chosen, path: str) -> bool:

@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from certify.errors import DamagedError, NotInterpretedError
-from certify.expect.targets import LINEAR, Targets, named, read_targets
+from certify.expect.targets import Targets, listed, named, read_targets
 
-WITHOUT_EFFECT: Final = {
+WITHOUT_EFFECT: Final = {  # the last four say how an initialisation went, which `init_lora_weights` names, and where the layers were split
     "lora_dropout", "fan_in_fan_out", "inference_mode", "runtime_config", "eva_config", "auto_mapping",
     "qalora_group_size", "base_model_name_or_path", "revision", "peft_version", "task_type",
+    "corda_config", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core",
 }  # fmt: skip
+IMPORTS: Final = ("megatron_config",)  # PEFT imports the module that megatron_core names
 INTERPRETED: Final = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save",
     "layers_to_transform", "layers_pattern", "init_lora_weights", "bias", "lora_bias", "use_dora", "target_parameters", "lora_B_layout",
-    "trainable_token_indices", "ensure_weight_tying", "layer_replication", "megatron_core",
+    "trainable_token_indices", "ensure_weight_tying", "layer_replication",
 }  # fmt: skip
 PLAIN_INITS: Final = (True, False, "gaussian", "eva", "orthogonal")  # those that leave the base as it is
 KNOWN_VALUES: Final[dict[str, tuple[Any, ...]]] = {
@@ -27,7 +29,7 @@ KNOWN_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "bias": ("none", "all", "lora_only"),
     "init_lora_weights": PLAIN_INITS,
     "lora_B_layout": ("rank_major", "grouped_by_expert"),
-    "megatron_core": ("megatron.core",),  # PEFT's default; it acts only with a megatron_config
+    **dict.fromkeys(("use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"), (True,)),
 }
 
 
@@ -107,17 +109,18 @@ def uninterpreted(config: dict[str, Any]) -> list[str]:
     for name, value in sorted(config.items()):
         if name in WITHOUT_EFFECT or value in (None, False) or value in ({}, []):
             continue
-        unresolved = name == "target_modules" and str(value).lower() == LINEAR  # PEFT saves what it stood for
-        if name not in INTERPRETED or unresolved or not _known(value, KNOWN_VALUES.get(name)):
+        if name not in INTERPRETED or not _known(value, KNOWN_VALUES.get(name)):
             found.append(f"{name} = {value!r}")
     if "peft_type" not in config:
         found.append("peft_type is absent")
+    if config.get("target_modules") is None and not config.get("target_parameters"):
+        found.append("target_modules = None: PEFT would choose the modules by the architecture")
     return found
 
 
 def plain_lora(config: dict[str, Any]) -> bool:
-    """True if PEFT may be asked about this adapter: it is a LoRA, and nothing in it is unknown."""
-    return not uninterpreted(config)
+    """True if PEFT may be asked about this adapter: it is a LoRA, nothing in it is unknown, and nothing is imported for it."""
+    return not uninterpreted(config) and not any(config.get(name) for name in IMPORTS)
 
 
 def read_terms(config: dict[str, Any]) -> Terms:
@@ -125,12 +128,12 @@ def read_terms(config: dict[str, Any]) -> Terms:
     try:
         return Terms(
             r=_positive(config.get("r", 8)),
-            alpha=float(config.get("lora_alpha", 8)),
+            alpha=_number(config.get("lora_alpha", 8)),
             rslora=config.get("use_rslora") is True,
             rank_pattern=_patterns(config.get("rank_pattern"), _positive),
-            alpha_pattern=_patterns(config.get("alpha_pattern"), float),
+            alpha_pattern=_patterns(config.get("alpha_pattern"), _number),
             modules=read_targets(config),
-            parameters=tuple(str(name) for name in config.get("target_parameters") or ()),
+            parameters=listed(config, "target_parameters"),
             bias=str(config.get("bias") or "none"),
             lora_bias=config.get("lora_bias") is True,
             dora=config.get("use_dora") is True,
@@ -152,6 +155,12 @@ def _positive(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"a rank is {value!r}")
     return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"a factor is {value!r}")
+    return float(value)
 
 
 def _patterns(value: Any, read: Callable[[Any], float]) -> Patterns:

@@ -17,7 +17,6 @@ from certify.bounds import Delta
 from certify.errors import NotInterpretedError
 from certify.expect.expectation import Part, factors
 from certify.expect.ledger import Ledger
-from certify.expect.names import LORA_A, PREFIX
 from certify.expect.oracle import unmerged
 from certify.expect.skeleton import quiet
 from certify.inputs.adapter import Adapter
@@ -44,12 +43,12 @@ class Unmerged:
     """Every adapted tensor by its disk key, with the adapters that were trained on it."""
 
     def __init__(self, adapters: Sequence[Adapter], weights: Sequence[float], ledger: Ledger) -> None:
-        names = {id(tensor): (number, name) for number, adapter in enumerate(adapters) for name, tensor in adapter.tensors.items()}
+        numbers = {id(tensor): number for number, adapter in enumerate(adapters) for tensor in adapter.tensors.values()}
         self.trained: dict[str, tuple[Trained, ...]] = {}
         for key, parts in ledger.parts.items():
-            found = [(part, *names[id(part.a)]) for part in parts]
+            found = [(part, numbers[id(part.a)]) for part in parts]
             self.trained[key] = tuple(
-                Trained(part, number, *_terms(adapters[number].config, name), weights[number]) for part, number, name in found
+                Trained(part, number, *_terms(adapters[number].config, part.path), weights[number]) for part, number in found
             )
 
     def expert(self, key: str, weight: Tensor, inputs: Tensor) -> Tensor:
@@ -95,10 +94,13 @@ def _inject(root: nn.Module, name: str, members: Mapping[str, Trained], rslora: 
     root.eval()
 
 
-def _terms(config: dict[str, Any], name: str) -> tuple[float, bool]:
-    """(alpha, rslora) by PEFT's own rule; the rank is that of the tensors, which the ledger has held against the configuration."""
+def _terms(config: dict[str, Any], path: str) -> tuple[float, bool]:
+    """(alpha, rslora) by PEFT's own rule; the rank is that of the tensors, which the ledger has held against the configuration.
+
+    path: of the module; of the parameter itself where that was trained
+    """
     from peft.utils.other import get_pattern_key
 
-    path, pattern = name.removeprefix(PREFIX).removesuffix(LORA_A), config.get("alpha_pattern") or {}
+    pattern = config.get("alpha_pattern") or {}
     alpha = pattern.get(get_pattern_key(list(pattern), path), config.get("lora_alpha", 8))
     return float(alpha), config.get("use_rslora") is True

@@ -47,10 +47,13 @@ def _experts(family: str, dtype: str = "bf16", output: str = "same") -> Callable
 
 def _kind(family: str, feature: str) -> Callable[[Path], Inputs]:
     """A cell of the support table: what PEFT makes of that feature, trained."""
+    return _trained(family, **FEATURES[feature](families.FAMILIES[family]) or {})
 
+
+def _trained(family: str, **options: Any) -> Callable[[Path], Inputs]:
     def make(root: Path) -> Inputs:
         chosen, base = families.FAMILIES[family], trial.make_base(family, root)
-        live = trial.trained(trial.load(base), FEATURES[feature](chosen) or {}, chosen)
+        live = trial.trained(trial.load(base), options, chosen)
         with trial.quiet():
             live.save_pretrained(root / "adapter")
         return Inputs(base, root / "adapter")
@@ -176,6 +179,10 @@ CASES: Mapping[str, Callable[[Path], Inputs]] = {
     "llama embedding": _kind("llama", "embedding"),
     "llama embedding DoRA": _kind("llama", "embedding_dora"),
     "llama tokens": _kind("llama", "token_rows"),
+    "llama head rows": _trained("llama_tied", target_modules=["q_proj"], trainable_token_indices={"lm_head": [3, 7]}),
+    "llama unnamed": _spoiled(_peft("llama"), _configured(target_modules=["k_proj", "down_proj"])),
+    "opt positions": _trained("opt", target_modules=["q_proj", "embed_positions"]),
+    "gemma3 of old": _spoiled(_trained("gemma3_text", target_modules=["embed_tokens"]), _configured(peft_version=None)),
     "qwen2 biases": _kind("qwen2", "bias_all"),
     "qwen2 lora_bias": _kind("qwen2", "lora_bias"),
 }  # fmt: skip

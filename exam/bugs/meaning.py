@@ -9,8 +9,9 @@ import pytest
 
 from exam.bugs.registry import bug
 from merge import adapters
-from merge.adapters import config, contract, lora, replace
+from merge.adapters import config, contract, lora, replace, values
 from merge.adapters.config import Settings
+from merge.placement import demand
 
 
 def scaling(patch: pytest.MonkeyPatch, wrong: Callable[[Settings, str, int], float]) -> None:
@@ -80,9 +81,9 @@ def unknown_fields_accepted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(config, "_understood", lambda *_: True)
 
 
-@bug("adapters/config", "llama truncated", "target_modules demand nothing: a truncated adapter is merged")
+@bug("placement/demand", "llama truncated", "target_modules demand nothing: a truncated adapter is merged")
 def targets_demand_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Settings, "targets", lambda *_: False)
+    patch.setattr(demand, "_demanded", lambda *_, **__: False)
 
 
 @bug("adapters/config", "llama head lost", "modules_to_save demand nothing: a truncated adapter is merged", stopped=True)
@@ -113,9 +114,9 @@ def inits_that_change_the_base(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(config, "HARMLESS_INITS", (*config.HARMLESS_INITS, "pissa"))
 
 
-@bug("adapters/config", "llama α NaN", "numbers that are not finite are accepted", stopped=True)
+@bug("adapters/values", "llama α NaN", "numbers that are not finite are accepted", stopped=True)
 def alpha_not_a_number(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(config, "_number", float)
+    patch.setattr(values, "number", float)
 
 
 @bug("adapters/config", "llama other r", "the rank of the file is believed against the configuration")
@@ -123,9 +124,9 @@ def rank_of_the_file(patch: pytest.MonkeyPatch) -> None:
     scaling(patch, lambda settings, path, rank: alpha_of(settings, path) / rank)
 
 
-@bug("adapters/config", "llama rsLoRA as text", 'the text "false" is true')
+@bug("adapters/values", "llama rsLoRA as text", 'the text "false" is true')
 def text_taken_for_true(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(config, "_switch", bool)
+    patch.setattr(values, "switch", bool)
 
 
 @bug("adapters/config", "llama patterns at odds", "of patterns that disagree, the last one wins")

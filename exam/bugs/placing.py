@@ -8,21 +8,43 @@ import pytest
 
 from exam.bugs.meaning import twin
 from exam.bugs.registry import bug
-from merge import architecture, placement, planner, shards
+from merge import placement, planner, shards
+from merge.architecture import modules
 from merge.names import Names
 from merge.operation import Operation, Part, ShardPlan, Slabs
+from merge.placement import fit, ties
 from merge.placement.site import Site
 from merge.runners.inputs import Buffers
 
 
-@bug("architecture/__init__", "gpt2 square", "Conv1D, which stores (in, out), is taken for a linear layer")
+@bug("architecture/modules", "gpt2 square", "Conv1D, which stores (in, out), is taken for a linear layer")
 def conv1d_as_linear(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(architecture, "_layout", lambda module: "linear" if type(module).__name__ in ("Linear", "Conv1D") else "other")
+    patch.setattr(modules, "layout", lambda module: "linear" if type(module).__name__ in ("Linear", "Conv1D") else "other")
 
 
-@bug("architecture/__init__", "llama square", "linear layers are taken for Conv1D")
+@bug("architecture/modules", "llama square", "linear layers are taken for Conv1D")
 def linear_as_conv1d(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(architecture, "_layout", lambda module: "conv1d" if type(module).__name__ == "Linear" else "other")
+    patch.setattr(modules, "layout", lambda module: "conv1d" if type(module).__name__ == "Linear" else "other")
+
+
+@bug("architecture/modules", "opt positions", "positions that are counted from two are taken for a plain lookup")
+def own_forwards_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(modules, "foreign", lambda _: {})
+
+
+@bug("placement/fit", "gemma3 of old", "PEFT before 0.18 is taken to have multiplied what it added to a scaled embedding")
+def scaled_embeddings_of_old(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(fit, "UNSCALED", (0,))
+
+
+@bug("placement/ties", "llama head rows", "rows of a tied head are taken for the embedding's")
+def rows_of_a_head_shared(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ties, "_parted", lambda *_: False)
+
+
+@bug("placement/demand", "llama unnamed", "pairs that the configuration does not name are merged")
+def unnamed_pairs_merged(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(placement, "refuse_unnamed", lambda *_: None)
 
 
 def found_elsewhere(patch: pytest.MonkeyPatch, one: str, other: str) -> None:

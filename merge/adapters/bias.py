@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping
 
 from merge.adapters import lora
 from merge.adapters.config import Settings
-from merge.adapters.contract import Addend, Again, Replacement, strip, unwrapped
+from merge.adapters.contract import Addend, Replacement, strip, unwrapped
 from merge.catalog import Tensor
 
 ADDED = ".lora_B.bias"
 PACKED = ".in_proj_bias"  # of nn.MultiheadAttention
 
 
-def claim(settings: Settings, tensors: Mapping[str, Tensor]) -> Iterator[Addend | Again | Replacement]:
+def claim(settings: Settings, tensors: Mapping[str, Tensor]) -> Iterator[Addend | Replacement]:
     """One contribution per bias."""
     if settings.lora_bias:
         for path, (a, tensor) in lora.pairs(tensors, lora.A, ADDED).items():
@@ -20,8 +20,5 @@ def claim(settings: Settings, tensors: Mapping[str, Tensor]) -> Iterator[Addend 
     if settings.bias != "none":
         for name, tensor in tensors.items():
             module, _, leaf = strip(name).rpartition(".")
-            owner, _, copy = module.rpartition(".")
-            if leaf.endswith("bias") and copy in ("modules_to_save", "original_module"):
-                yield Again((f"{unwrapped(owner)}.{leaf}",), tensor, trained=copy == "modules_to_save")
-            elif leaf.endswith("bias") and ".lora_" not in name and not settings.saves(unwrapped(module)):
+            if settings.may_train_bias(name) and ".lora_" not in name and not settings.saves(unwrapped(module)):
                 yield Replacement((f"{unwrapped(module)}.{leaf}",), tensor)

@@ -1,12 +1,12 @@
 """`adapter_config.json` as PEFT writes it → `Settings`; what would be misinterpreted is refused, field by field."""
 
-import itertools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from merge.adapters import values
 from merge.adapters.refused import advice, refuse_other_methods
 from merge.errors import NOTHING_WRITTEN, AdapterError, listing
 
@@ -24,7 +24,7 @@ WITHOUT_EFFECT = {  # on a merge: provenance, training-time switches, details of
     *("loftq_config", "qalora_group_size"),
 }
 HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # the base keeps its weights
-LAYERS = 10_000  # more than any model has
+ALL_LINEAR = "all-linear"  # what PEFT resolves: every linear module but the output head
 BIASES = (None, "none", "all", "lora_only")
 B_LAYOUTS = (None, "rank_major", "grouped_by_expert")
 
@@ -91,6 +91,11 @@ class Settings:
             and (self.layers is None or self._is_spelled_out(path) or self._layer(path) in self.layers)
         )
 
+    def may_train_bias(self, name: str) -> bool:
+        """True where PEFT may have trained a parameter as a bias: until 0.20 "all" meant those with the word anywhere in their names, T5's
+        relative_attention_bias.weight too."""
+        return "bias" in name if self.bias == "all" else self.bias != "none" and name.endswith("bias")
+
     def targets_parameter(self, name: str) -> bool:
         """True where PEFT would have put LoRA on this parameter, as PEFT matches it: whole dotted tails."""
         return bool(self.parameters) and _named(self.parameters, name)
@@ -121,28 +126,34 @@ def read(config: Mapping[str, Any]) -> Settings:
 
 def _settings(config: Mapping[str, Any]) -> Settings:
     return Settings(
-        rank=_rank(config.get("r", DEFAULT_RANK)),
-        alpha=_number(config.get("lora_alpha", DEFAULT_RANK)),
-        rslora=_switch(config.get("use_rslora")),
-        rank_pattern={_regex(key): _rank(value) for key, value in (config.get("rank_pattern") or {}).items()},
-        alpha_pattern={_regex(key): _number(value) for key, value in (config.get("alpha_pattern") or {}).items()},
-        target_modules=_names(config.get("target_modules")),
-        exclude_modules=_names(config.get("exclude_modules")),
-        layers=_layers(config),
-        layers_pattern=tuple(_regex(name) for name in _list(config.get("layers_pattern"))),
-        modules_to_save=tuple(_regex(name) for name in _list(config.get("modules_to_save"))),
-        parameters=_list(config.get("target_parameters")),
-        tokens=_tokens(config.get("trainable_token_indices")),
-        dora=_switch(config.get("use_dora")),
+        rank=values.rank(config.get("r", DEFAULT_RANK)),
+        alpha=values.number(config.get("lora_alpha", DEFAULT_RANK)),
+        rslora=values.switch(config.get("use_rslora")),
+        rank_pattern={values.regex(key): values.rank(value) for key, value in (config.get("rank_pattern") or {}).items()},
+        alpha_pattern={values.regex(key): values.number(value) for key, value in (config.get("alpha_pattern") or {}).items()},
+        target_modules=_targets(config),
+        exclude_modules=values.names(config.get("exclude_modules")),
+        layers=values.layers(config.get("layers_to_transform")),
+        layers_pattern=values.layers_pattern(config.get("layers_pattern")),
+        modules_to_save=tuple(values.regex(name) for name in values.only_names(config.get("modules_to_save"), "modules_to_save")),
+        parameters=values.only_names(config.get("target_parameters"), "target_parameters"),
+        tokens=values.tokens(config.get("trainable_token_indices")),
+        dora=values.switch(config.get("use_dora")),
         bias=config.get("bias") or "none",
-        lora_bias=_switch(config.get("lora_bias")),
-        tying=_switch(config.get("ensure_weight_tying")),
+        lora_bias=values.switch(config.get("lora_bias")),
+        tying=values.switch(config.get("ensure_weight_tying")),
         grouped=config.get("lora_B_layout") == "grouped_by_expert",
-        replication=_replication(config.get("layer_replication")),
-        task=_word(config.get("task_type")),
-        version=_version(config.get("peft_version")),
+        replication=values.replication(config.get("layer_replication")),
+        task=values.word(config.get("task_type")),
+        version=values.version(config.get("peft_version")),
         fan_in_fan_out=config.get("fan_in_fan_out"),
     )
+
+
+def _targets(config: Mapping[str, Any]) -> tuple[str, ...] | str:
+    """`target_modules`; PEFT spells "all-linear" in any case."""
+    found = values.names(config.get("target_modules"))
+    return ALL_LINEAR if isinstance(found, str) and found.lower() == ALL_LINEAR else found
 
 
 def _understood(field: str, value: object) -> bool:
@@ -150,79 +161,6 @@ def _understood(field: str, value: object) -> bool:
     if known is not None:
         return any(value is harmless or value == harmless for harmless in known)
     return field in CONSUMED or field in WITHOUT_EFFECT or not value
-
-
-def _number(value: object) -> float:
-    """A finite number: Python's JSON also reads NaN, which some kernels take for 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"a finite number was expected, found {value!r}")
-    return float(value)
-
-
-def _rank(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"a rank of at least 1 was expected, found {value!r}")
-    return value
-
-
-def _switch(value: object) -> bool:
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(f"true or false was expected, found {value!r}")
-    return bool(value)
-
-
-def _word(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"a word was expected, found {value!r}")
-    return value
-
-
-def _regex(pattern: str) -> str:
-    """A pattern for the end of a path; a flag such as (?i) can stand at the beginning of a whole one only."""
-    re.compile(rf"(.*\.)?({pattern})$")
-    return pattern
-
-
-def _names(value: object) -> tuple[str, ...] | str:
-    if value is None or isinstance(value, str):
-        re.compile(value or "")
-        return value or ()
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        return tuple(value)
-    raise ValueError(f"a name, a pattern or a list of names was expected, found {value!r}")
-
-
-def _list(value: object) -> tuple[str, ...]:
-    names = _names(value)
-    return (names,) if isinstance(names, str) else names
-
-
-def _layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
-    value = config.get("layers_to_transform")
-    return None if value is None or value == [] else tuple(value) if isinstance(value, list) else (int(value),)
-
-
-def _tokens(value: Any) -> Mapping[str, tuple[int, ...]]:
-    """Indices by module name; a bare list belongs to the input embeddings, whatever they are called."""
-    named = value if isinstance(value, dict) else {"": value} if value else {}
-    found = {name: tuple(int(index) for index in indices) for name, indices in named.items()}
-    if any(len(set(indices)) < len(indices) or min(indices, default=-1) < 0 for indices in found.values()):
-        raise ValueError("trainable_token_indices names no row, a row twice, or a negative one")
-    return found
-
-
-def _replication(value: Any) -> tuple[int, ...] | None:
-    """[[0, 2], [1, 3]] → 0, 1, 1, 2: half-open ranges, one after the other."""
-    ranges = [range(start, stop) for start, stop in value or ()]
-    if sum(map(len, ranges)) > LAYERS:
-        raise ValueError(f"layer_replication asks for more than {LAYERS:,} layers")
-    return tuple(itertools.chain(*ranges)) if value else None
-
-
-def _version(value: Any) -> tuple[int, ...] | None:
-    """The leading numbers of "0.19.1.dev0@…"."""
-    found = re.match(r"(\d+)\.(\d+)\.(\d+)", value) if isinstance(value, str) else None
-    return tuple(int(number) for number in found.groups()) if found else None
 
 
 def _pattern_value(pattern: Mapping[str, Number], path: str, default: Number, field: str) -> Number:

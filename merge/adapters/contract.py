@@ -11,6 +11,7 @@ from merge.catalog import Tensor
 
 PREFIX = "base_model.model."  # what PEFT puts before every module path; some writers leave it out
 WRAPPED = "base_layer"  # what PEFT puts behind a module that it wrapped
+WRAPPERS = (WRAPPED, "token_adapter")  # the second one between an embedding and its base layer, where rows are trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Addition:
     a  (rank, in_features, …)      b  (out_features, rank, …)
     embedding  an embedding's table was adapted: its rows are A's columns
     magnitude  DoRA's norms, one per output feature
+    inside     of a module that PEFT wrapped as a whole, and calls itself
     """
 
     names: tuple[str, ...]
@@ -28,6 +30,7 @@ class Addition:
     scaling: float
     embedding: bool = False
     magnitude: Tensor | None = None
+    inside: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -84,14 +87,16 @@ class Snapshot(Single):
 
 @dataclass(frozen=True, slots=True)
 class TokenRows(Single):
-    """Rows of an embedding that were trained: row indices[i] becomes value[i]."""
+    """Rows of an embedding that were trained: row indices[i] becomes value[i]. twin: the configuration names what this is tied to."""
 
     indices: tuple[int, ...]
+    twin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Again(Single):
-    """What bias="all" saves beside a module that was trained whole: its bias once more, and the base's own, which nothing needs."""
+    """What PEFT saves of a module that was trained whole, with bias="all" or beside a grown vocabulary: its values once more, and the
+    base's own, which nothing needs."""
 
     trained: bool
 
@@ -107,7 +112,7 @@ def strip(name: str) -> str:
 
 def unwrapped(path: str) -> str:
     """A module path without PEFT's wrappers."""
-    return ".".join(step for step in path.split(".") if step != WRAPPED)
+    return ".".join(step for step in path.split(".") if step not in WRAPPERS)
 
 
 def with_suffix(tensors: Mapping[str, Tensor], suffix: str) -> Iterator[tuple[str, Tensor]]:

@@ -21,6 +21,15 @@ def claim(settings: Settings, tensors: Mapping[str, Tensor]) -> Iterator[Stacked
 
 
 def targeted(settings: Settings, module: str) -> tuple[str, ...]:
-    """The parameters of one module that `target_parameters` names; sorted, since the saved list has no order of its own."""
+    """The parameters of one module that `target_parameters` may name; sorted, since the saved list has no order of its own.
+
+    A name without a module, as PEFT writes for fused experts that were targeted by today's or older module names, is one of every module
+    that has such a parameter, unless the module is adapted as a whole.
+    """
     owners = ((name.rpartition(".")[0], name.rpartition(".")[2]) for name in settings.parameters)
-    return tuple(sorted({f"{module}.{leaf}" for owner, leaf in owners if module == owner or f".{module}".endswith(f".{owner}")}))
+    whole = bool(settings.parameters) and settings.targets(module)
+    return tuple(sorted({f"{module}.{leaf}" for owner, leaf in owners if _is_of(owner, module, whole=whole)}))
+
+
+def _is_of(owner: str, module: str, *, whole: bool) -> bool:
+    return not whole if not owner else module == owner or f".{module}".endswith(f".{owner}")

@@ -32,7 +32,8 @@ def claim(settings: Settings, tensors: Mapping[str, Tensor]) -> Iterator[Additio
             continue
         module = unwrapped(path)
         names = (f"{module}.weight", f"{module}.in_proj_weight")
-        yield Addition(names, a, b, scaling, magnitude=dora.magnitude(settings, tensors, path))
+        inside = path.endswith(OUT_PROJECTION)
+        yield Addition(names, a, b, scaling, magnitude=dora.magnitude(settings, tensors, path), inside=inside)
     if problems:
         raise AdapterError(f"{len(problems)} LoRA pairs cannot be merged\n{listing(problems)}\n{NOTHING_WRITTEN}")
 

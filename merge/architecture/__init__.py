@@ -5,7 +5,7 @@ so that no family's rules are written down twice.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,14 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
-from transformers.pytorch_utils import Conv1D
 
-from merge.architecture.skeleton import model_class, read_config, skeleton, with_head
-from merge.nametable import Alias, Layout, NameTable, Owner, Piece, Weight
+from merge.architecture import modules as behaviour
+from merge.architecture.skeleton import filled, model_class, read_config, skeleton, with_head
+from merge.architecture.stack import refuse_other_layers
+from merge.nametable import Alias, Layout, NameTable, Piece, Weight
 
-__all__ = ["name_table", "read_config", "with_head"]
+__all__ = ["filled", "name_table", "read_config", "refuse_other_layers", "with_head"]
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BYPASSED = re.compile(r"(^|\.)(mamba|mixer)\.dt_proj$")  # Mamba's blocks read this weight and never call the layer: LoRA on it does nothing
 TARGETED: tuple[Layout, ...] = ("linear", "conv1d", "embedding", "convolution")
 
 
@@ -59,8 +58,9 @@ def name_table(
     read = {key: renaming.weight(key) for key in sorted(disk_keys, key=dot_natural_key)}  # the loader's order: some renamings depend on it
     weights = tuple(weight for weight in read.values() if weight)
     aliases = {name: renaming.alias(name) for name in sorted(adapter_names, key=dot_natural_key)}
-    modules = {path: layout for path, module in model.named_modules() if (layout := _layout(module)) in TARGETED}
-    embeddings = tuple(_weight_of(model, module) for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module)
+    modules = {path: layout for path, module in model.named_modules() if (layout := behaviour.layout(module)) in TARGETED}
+    inputs, outputs = _weight_of(model, model.get_input_embeddings), _weight_of(model, model.get_output_embeddings)
+    embeddings = tuple(name for name in (inputs, outputs) if name)
     return NameTable(
         architecture=type(model).__name__,
         weights=weights,
@@ -68,10 +68,14 @@ def name_table(
         aliases=aliases,
         tied=dict(model.all_tied_weights_keys),
         modules=modules,
-        embedding=next((weight.key for weight in weights if weight.parameter == embeddings[0]), None) if embeddings else None,
-        owners=_owners(model),
+        embedding=next((weight.key for weight in weights if weight.parameter == inputs), None),
+        owners=behaviour.owners(model),
         absent=frozenset(renaming.parameters) - {weight.parameter for weight in weights},
         embeddings=embeddings,
+        head=outputs,
+        linear=tuple(path for path, layout in modules.items() if layout in ("linear", "conv1d")),
+        scaled=behaviour.scaled(model),
+        foreign=behaviour.foreign(model),
         encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
     )
 
@@ -99,6 +103,7 @@ class _Names:
         self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
         self._by_pattern = {pattern: c for c in self._converters for pattern in c.source_patterns}
         self.parameters = model.state_dict()
+        self._bypassed, self._foreign = behaviour.bypassed(model), behaviour.foreign(model)
 
     def weight(self, key: str) -> Weight | None:
         """The disk tensor of this name, or None where no module owns it."""
@@ -151,33 +156,21 @@ class _Names:
         """How the disk tensor behind a parameter is stored, from its module's class."""
         path, _, leaf = parameter.rpartition(".")
         module = self._model.get_submodule(path)
-        if BYPASSED.search(path):
+        if path in self._bypassed and leaf == "weight":
             return "bypassed"
-        if leaf == "weight" and _layout(module) != "other":
-            return _layout(module)
+        if path in self._foreign and leaf == "weight":
+            return "foreign"
+        if leaf == "weight" and behaviour.layout(module) != "other":
+            return behaviour.layout(module)
         if leaf == "in_proj_weight" and isinstance(module, nn.MultiheadAttention):
             return "linear"
         return "parameter" if len(self.parameters[parameter].shape) in (2, 3) else "other"
 
 
-def _layout(module: nn.Module) -> Layout:
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, nn.Embedding):
-        return "embedding"
-    if isinstance(module, CONVOLUTIONS):
-        return "convolution" if module.groups == 1 else "other"
-    return "conv1d" if isinstance(module, Conv1D) else "other"
-
-
-def _owners(model: Any) -> Mapping[str, Owner]:
-    found = {}
-    for path, module in model.named_modules():
-        own = {name: tuple(value.shape) for name, value in module.named_parameters(recurse=False)}
-        if any(len(shape) in (2, 3) for shape in own.values()):
-            found[path] = Owner(own, bool(getattr(module, "is_transposed", False)))
-    return found
-
-
-def _weight_of(model: Any, wanted: nn.Module) -> str:
-    return next(f"{path}.weight" for path, module in model.named_modules() if module is wanted)
+def _weight_of(model: Any, ask: Callable[[], nn.Module | None]) -> str | None:
+    """The parameter of the embedding that a model names; None for models of pictures or sound, which have none."""
+    try:
+        wanted = ask()
+    except NotImplementedError:
+        return None
+    return next((f"{path}.weight" for path, module in model.named_modules() if module is wanted), None)

@@ -33,6 +33,19 @@ def read_config(config_file: Path) -> dict[str, Any]:
     return {**found, "architectures": names}
 
 
+def filled(config_file: Path) -> dict[str, Any]:
+    """config.json as transformers reads it, defaults filled in; as it stands where transformers does not know it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found: dict[str, Any] = transformers.AutoConfig.from_pretrained(
+                config_file.parent, local_files_only=True, trust_remote_code=False
+            ).to_dict()
+    except Exception:  # a config can be wrong in as many ways as transformers has lines
+        return read_config(config_file)
+    return found
+
+
 def model_class(name: str) -> Any | None:
     """transformers' own class of this name, or None: remote code is never run."""
     found = getattr(transformers, name, None) if name.isidentifier() else None

@@ -13,7 +13,7 @@ from merge.names import Names
 from merge.nametable import NameTable
 from merge.operation import Read
 from merge.placement import fit, ties
-from merge.placement.demand import refuse_truncated
+from merge.placement.demand import refuse_truncated, refuse_unnamed, resolved
 from merge.placement.site import Placed, Site
 from merge.placement.ties import Equal
 
@@ -39,10 +39,11 @@ class Placement:
 
 def place(adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tensor], quantised: frozenset[str] = frozenset()) -> Placement:
     """Raises AdapterError, all faults of a kind in one message. quantised  weights of the base that have a scale, so that they are read"""
-    adapters = tuple(adapters)
     names = Names(table)
+    adapters = tuple(resolved(adapter, names) for adapter in adapters)
     for adapter in adapters:
         _refuse_strangers(adapter, names, base)
+        refuse_unnamed(adapter, names)
         refuse_truncated(adapter, names)
     sites: dict[str, Site] = {}
     problems: list[str] = []
@@ -60,8 +61,7 @@ def place(adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tens
     settled = ties.settle(sites, names, base, frozenset(adapter.index for adapter in adapters if adapter.settings.tying))
     if settled.problems:
         raise AdapterError(f"tied embeddings cannot be merged\n{listing(list(settled.problems))}\n{NOTHING_WRITTEN}")
-    stacks = {weight.key for weight in table.weights if not weight.fused and weight.layout == "parameter"}
-    placed = {key: site.placed(stacked=key in stacks and len(site.shape) == 3) for key, site in sites.items()}
+    placed = {key: site.placed() for key, site in sites.items()}
     return Placement(placed, _edits(placed, names, base, untied=settled.untied), settled.equal + _copies(sites), _idle(adapters, names))
 
 
@@ -78,7 +78,9 @@ def _gather(
     if isinstance(contribution, Stacked):
         for key, found in fit.stack(adapter, contribution, names, base).items():
             fit.refuse_storage(base[key], quantised)
-            sites.setdefault(key, Site(base[key])).steps += found
+            site = sites.setdefault(key, Site(base[key]))
+            site.steps += found
+            site.stacked = True
         return
     spelled = names.parameter(contribution.names)
     assert spelled is not None, "strangers were refused"
@@ -101,7 +103,9 @@ def _gather(
     assert isinstance(contribution, Addition | Addend | TokenRows), "stacks were placed above"
     if adapter.weight != 1.0 and (isinstance(contribution, TokenRows) or (isinstance(contribution, Addition) and contribution.magnitude)):
         raise AdapterError(f"{tensor}: the adapter sets absolute values there, which a --weight of {adapter.weight} cannot scale")
+    fit.refuse_forward(adapter, contribution, parameter, names)
     piece = names.table.aliases[name].piece if weight and not weight.fused else None
+    site.stacked |= piece is not None
     site.steps += fit.steps(adapter, contribution, fit.layout_of(weight, parameter, names), piece, tensor, site.shape)
 
 
@@ -143,9 +147,9 @@ def _copies(sites: Mapping[str, Site]) -> tuple[Equal, ...]:
 
 
 def _idle(adapters: Iterable[Adapter], names: Names) -> tuple[Read, ...]:
-    """lora_B of every layer that the model never calls."""
+    """Of every layer that the model never calls, the factor that begins as zero: lora_B, but an embedding's A."""
     return tuple(
-        Read("adapter", adapter.index, contribution.b)
+        Read("adapter", adapter.index, contribution.a if contribution.embedding else contribution.b)
         for adapter in adapters
         for contribution in adapter.contributions
         if isinstance(contribution, Addition) and _is_bypassed(contribution, names)
@@ -153,8 +157,12 @@ def _idle(adapters: Iterable[Adapter], names: Names) -> tuple[Read, ...]:
 
 
 def _is_bypassed(addition: Addition, names: Names) -> bool:
+    """PyTorch's attention reads its output projection as well, unless PEFT wrapped the attention as a whole."""
     weight = next((weight for name in addition.names if (weight := names.find(name))), None)
-    return weight is not None and weight.layout == "bypassed"
+    if weight is None or addition.inside:
+        return False
+    attention, _, leaf = weight.parameter.rpartition(".out_proj.")
+    return weight.layout == "bypassed" or (leaf == "weight" and names.exists(f"{attention}.in_proj_weight"))
 
 
 def _refuse_strangers(adapter: Adapter, names: Names, base: Mapping[str, Tensor]) -> None:

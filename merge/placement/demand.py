@@ -1,10 +1,72 @@
-"""What an adapter's own configuration promises, held against what its file holds: a truncated file is refused. Pure."""
+"""What an adapter's own configuration promises, held against what its file holds: neither may know of more than the other. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 from merge.adapters import Adapter
-from merge.adapters.contract import Stacked
+from merge.adapters.config import ALL_LINEAR
+from merge.adapters.contract import Addition, Stacked
 from merge.errors import NOTHING_WRITTEN, AdapterError, listing
 from merge.names import Names
 from merge.nametable import Weight
+
+OUT_PROJECTION = ".out_proj"  # of an attention module that is targeted as a whole
+CLASSIFIERS = ("score", "classifier")  # peft 0.21.2, SEQ_CLS_HEAD_NAMES: heads that have no name of their own in transformers
+
+
+def resolved(adapter: Adapter, names: Names) -> Adapter:
+    """The adapter with the modules that "all-linear" stands for. PEFT saves them; other writers leave the word.
+
+    Raises AdapterError where nobody knows the base's modules, or where the configuration names none and PEFT would choose.
+    """
+    settings = adapter.settings
+    pairs = [contribution for contribution in adapter.contributions if isinstance(contribution, Addition)]
+    if not settings.target_modules and not settings.parameters and pairs:
+        raise AdapterError(
+            "target_modules names no module: PEFT would choose them by its own list of architectures, "
+            f"so that whether the file is whole cannot be known. Write the names of the trained modules there. {NOTHING_WRITTEN}"
+        )
+    if settings.target_modules != ALL_LINEAR:
+        return adapter
+    if not names.table.known:
+        raise AdapterError(f'target_modules = "{ALL_LINEAR}": the modules of {names.table.architecture} are not known. {NOTHING_WRITTEN}')
+    linear = names.table.linear
+    head = (names.table.head or "").removesuffix(".weight")
+    if not head and settings.task == "SEQ_CLS":
+        head = next((name for name in CLASSIFIERS if name in linear), "")
+    return replace(adapter, settings=replace(settings, target_modules=tuple(path for path in linear if path != head)))
+
+
+def refuse_unnamed(adapter: Adapter, names: Names) -> None:
+    """Raises AdapterError for every pair that the configuration does not name: PEFT would leave it out without a word."""
+    unnamed = [str(c.a) for c in adapter.contributions if isinstance(c, Addition) and not _is_named(c, adapter, names)]
+    if unnamed:
+        raise AdapterError(
+            f"{len(unnamed)} LoRA pairs belong to modules that no field of adapter_config.json names, so that PEFT would not apply them\n"
+            f"{listing(unnamed)}\n{NOTHING_WRITTEN}"
+        )
+
+
+def _is_named(addition: Addition, adapter: Adapter, names: Names) -> bool:
+    if any(adapter.settings.targets(path) for path in _paths(addition, names)):
+        return True
+    spelled = names.parameter(addition.names) if adapter.settings.tying else None  # PEFT names one of those that it ties
+    return spelled is not None and any(adapter.settings.targets(name.removesuffix(".weight")) for name in names.sharing(spelled[1]))
+
+
+def _paths(addition: Addition, names: Names) -> Iterator[str]:
+    """Every module path that may have been matched: as the adapter's tree spells it, as today's and the checkpoint's do."""
+    own = addition.names[0].removesuffix(".weight")
+    yield own
+    spelled = names.parameter(addition.names)
+    weight = names.find(spelled[0]) if spelled else None
+    if weight:
+        found = {weight.key, weight.renamed} | (set() if weight.fused else {weight.parameter})
+        yield from (name.removesuffix(".weight").removesuffix(".in_proj_weight") for name in found)
+    if spelled:
+        yield spelled[1].removesuffix(".weight")
+    if own.endswith(OUT_PROJECTION):
+        yield own.removesuffix(OUT_PROJECTION)
 
 
 def refuse_truncated(adapter: Adapter, names: Names) -> None:

@@ -13,6 +13,7 @@ from merge.operation import Magnitude, Part, Read, Rows, Shift, Step
 
 ALWAYS_TRANSPOSED = (0, 19, 0)  # PEFT before it: lora_A over a stack's second axis, whatever its module says
 INVERTED = (0, 19, 1)  # PEFT before it, from 0.19.0: the rule of today upside down
+UNSCALED = (0, 18, 0)  # PEFT before it forgot the factor by which some embeddings multiply their rows (PR 2825, 2839)
 
 
 def refuse_foreign(contribution: Contribution) -> None:
@@ -27,6 +28,37 @@ def refuse_storage(tensor: Tensor, quantised: frozenset[str]) -> None:
     if encodings.of(tensor) is None and tensor.name not in quantised:
         missing = " without a scale that config.json speaks of" if tensor.dtype == encodings.CODES else ""
         raise AdapterError(f"{tensor}: stored as {tensor.dtype}{missing}, which this version carries but does not merge into")
+
+
+def refuse_forward(adapter: Adapter, contribution: Addition | Addend | TokenRows, parameter: str, names: Names) -> None:
+    """Raises AdapterError where what was trained beside a module is no change of its weight."""
+    module = parameter.removesuffix(".weight")
+    if isinstance(contribution, Addend):
+        return
+    if module in names.table.foreign:
+        raise AdapterError(
+            f"{parameter}: {names.table.foreign[module]} does more with its weight than the class that it derives from, "
+            "so that no weight is what the adapter learned beside it; train it whole (modules_to_save), or leave it out"
+        )
+    if isinstance(contribution, TokenRows) and contribution.twin and parameter not in names.table.tied:
+        raise AdapterError(f"{parameter}: trainable_token_indices names no rows of it, nor is it tied to what it names")
+    if isinstance(contribution, TokenRows) and (head := _biased(parameter, names)):
+        raise AdapterError(
+            f"{parameter}: {head} has a bias, which PEFT leaves out of its answers where single rows of its weight are trained, "
+            "so that no checkpoint is what was trained: train it whole (modules_to_save), or leave it out"
+        )
+    if parameter in names.table.scaled and (adapter.settings.version or (0,)) < UNSCALED:
+        raise AdapterError(
+            f"{parameter}: the model multiplies what it looks up there, which PEFT before 0.18 left out of what was trained, "
+            "and adapter_config.json names no peft_version from 0.18 on: train again with a later PEFT, or leave the embedding out"
+        )
+
+
+def _biased(parameter: str, names: Names) -> str:
+    """The linear module with a bias that works with this weight, if there is one: by itself, or tied to it."""
+    sharing = names.sharing(parameter) if parameter not in names.table.tied else (parameter,)  # rows of an embedding are shared
+    modules = [name.removesuffix(".weight") for name in sharing]
+    return next((path for path in modules if names.table.modules.get(path) == "linear" and names.exists(f"{path}.bias")), "")
 
 
 def steps(
@@ -144,7 +176,8 @@ def _rows_of(expert: int, piece: Piece | None, stored: tuple[int, int]) -> tuple
 
 def _chosen(stacked: Stacked, names: Names) -> tuple[str, str, tuple[int, ...], Owner]:
     """(name as the adapter's tree spells it, parameter, shape, owner) of the one parameter that lies at this depth."""
-    spelled = {names.table.aliases[name].parameter: name for name in stacked.names}
+    meant = {names.table.aliases[name].parameter: name for name in stacked.names}
+    spelled = {parameter: name for parameter, name in meant.items() if names.fillers.get(parameter)}
     module = next(iter(spelled)).rpartition(".")[0]
     owner = names.table.owners.get(module)
     if owner is None:

@@ -29,14 +29,31 @@ def outline(catalogs: Iterable[Catalog], adapters: Iterable[Adapter]) -> Outline
     return tuple(tuple(pair for tensor in catalog.tensors for pair in _copies(tensor, prefix, copies)) for catalog in catalogs)
 
 
-def edits(adapters: Iterable[Adapter], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the configuration that count layers, for the stack that the adapters were trained on."""
-    numbers = next((adapter.settings.replication for adapter in adapters if adapter.settings.replication), None)
-    if numbers is None:
-        return {}
+def edits(numbers: tuple[int, ...], config: Mapping[str, Any], base: Iterable[Catalog]) -> dict[str, Any]:
+    """The fields of the configuration that count layers, for the stack that the adapters were trained on.
+
+    config  as transformers reads it, every default filled in      base  the shards, whose layers it must count
+
+    Raises AdapterError where the configuration cannot say what the trained stack was.
+    """
+    names = [tensor.name for catalog in base for tensor in catalog.tensors]
+    prefix, count = _stack(names, numbers), config.get("num_hidden_layers")
+    held = {int(match[2]) for name in names if (match := NUMBERED.match(name)) and match[1] == prefix}
+    if count != len(held):
+        raise AdapterError(
+            f"layer_replication: config.json counts {count} layers (num_hidden_layers), and the base holds {len(held)}; "
+            f"what becomes of the others is not known here. {NOTHING_WRITTEN}"
+        )
     found: dict[str, Any] = {"num_hidden_layers": len(numbers)}
     kinds = config.get("layer_types")
-    return found | ({"layer_types": [kinds[layer] for layer in numbers]} if isinstance(kinds, list) else {})
+    if not isinstance(kinds, list):
+        return found
+    if any(kinds[position] != kinds[layer] for position, layer in enumerate(numbers[: len(kinds)])):
+        raise AdapterError(
+            "layer_replication puts a layer where the base has one of another kind (layer_types): some versions of transformers ran it as "
+            f"the one, some as the other. {NOTHING_WRITTEN}"
+        )
+    return found | {"layer_types": [kinds[layer] for layer in numbers]}
 
 
 def _stack(names: Iterable[str], numbers: tuple[int, ...]) -> str:

@@ -28,6 +28,7 @@ class Site:
     tensor     the base's tensor that it begins as; None for a new head
     taken      everything that takes its place
     snapshots  of embeddings: what the base was when training began      again  what was saved a second time
+    stacked    it holds several matrices, one below the other
     """
 
     tensor: Tensor | None
@@ -35,11 +36,17 @@ class Site:
     snapshots: list[Read] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     again: list[Read] = field(default_factory=list)
+    stacked: bool = False
 
     @property
     def changed(self) -> bool:
         """True where more than a snapshot or single rows is asked for."""
         return bool(self.taken) or any(not isinstance(step, Rows) for step in self.steps)
+
+    @property
+    def rows(self) -> bool:
+        """True where single rows take trained values."""
+        return any(isinstance(step, Rows) for step in self.steps)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,8 +61,12 @@ class Site:
             return f"{name}: two contributions of which one at most can be merged claim this tensor"
         if len(adapters) > 1 and any(isinstance(step, Magnitude) for step in self.steps):
             return f"{name}: DoRA sets the length of a weight, so that it cannot be combined with another adapter on the same weight"
-        if len(adapters) > 1 and any(isinstance(step, Rows) for step in self.steps):
+        if len(adapters) > 1 and self.rows:
             return f"{name}: single rows take trained values there, and another adapter changes the same tensor"
+        if self.rows and len(self.steps) > 1:
+            return f"{name}: single rows take trained values there, and the adapter changes the same tensor besides"
+        if self.again and not self.taken:
+            return f"{name}: the adapter holds it a second time, and not a first time"
         if self.snapshots and self.taken:
             return f"{name}: the adapter holds both a copy of the base and a trained tensor"
         windows = sorted((part.a.index, part.at, part.at + part.rows[1] - part.rows[0]) for part in self.steps if isinstance(part, Part))
@@ -65,7 +76,7 @@ class Site:
             return f"{name}: two contributions of which one at most can be merged claim this tensor"
         return ""
 
-    def placed(self, *, stacked: bool = False) -> Placed:
+    def placed(self) -> Placed:
         """The decision: replaced, or begun as the base or its snapshot, with deltas first, lengths next, single rows last."""
         if self.taken:
             read = self.taken[0]
@@ -75,7 +86,7 @@ class Site:
             assert self.tensor is not None, "a tensor that the base has not is replaced"
             read = Read("base", 0, self.tensor)
         shape = read.tensor.shape
-        rows = shape[0] * shape[1] if stacked else shape[0] if shape else 1
+        rows = shape[0] * shape[1] if self.stacked and len(shape) == 3 else shape[0] if shape else 1
         return Placed(read, tuple(sorted(self.steps, key=_turn)), shape, rows)
 
 

@@ -50,6 +50,14 @@ def settle(sites: dict[str, Site], names: Names, base: Mapping[str, Tensor], tyi
             continue
         first = sites.setdefault(own.key, Site(base[own.key]))
         seconds = [sites[key] for key in present]
+        if first.rows and any(site.changed for site in seconds):
+            problems.append(
+                f"{own.key}: single rows take trained values there, for what is tied to it as well, and that is trained besides"
+            )
+            continue
+        if not any(site.changed for site in (first, *seconds)) and _parted(first, seconds, tying):
+            untied = True
+            continue
         if any(site.changed for site in (first, *seconds)):
             adapters = {read.index for site in (first, *seconds) for read in _given(site)}
             if not adapters & tying and not _is_one_bias(source, adapters, (first, *seconds)):
@@ -87,7 +95,18 @@ def _untie(sites: dict[str, Site], names: Names, base: Mapping[str, Tensor]) -> 
         site.tensor = base[own.key]
         if not site.snapshots and not site.taken and own.key in sites:
             site.snapshots = list(sites[own.key].snapshots)
+        if not site.taken and not site.steps and own.key in sites and not sites[own.key].changed:
+            site.steps = list(sites[own.key].steps)  # rows of an embedding are shared
     return []
+
+
+def _parted(first: Site, seconds: list[Site], tying: frozenset[int]) -> bool:
+    """True where rows were trained of the tied weights that are not the same ones: those of the embedding are shared, those of a head are
+    not; PEFT lets nobody name other rows of each and tie them."""
+    rows = [second for second in seconds if second.rows]
+    if not first.rows:
+        return bool(rows)
+    return any(_shapes(first) != _shapes(second) for second in rows) and not {read.index for read in _given(first)} & tying
 
 
 def _key(parameter: str, names: Names) -> str:
@@ -117,7 +136,7 @@ def _twins(first: Site, second: Site) -> list[Equal]:
 
 def _shapes(site: Site) -> list[object]:
     """What twins must have in common, before any number is read."""
-    return [len(site.taken), *((type(step), step.scaling if isinstance(step, Part) else 0.0) for step in site.steps)]
+    return [len(site.taken), *((type(step), getattr(step, "scaling", 0.0), getattr(step, "indices", ())) for step in site.steps)]
 
 
 def _as_saved(site: Site, first: Site, seconds: list[Site]) -> None:

@@ -60,8 +60,8 @@ def test_a_claim_that_does_not_hold_is_not_used(shelf: Shelf, tmp_path: Path, ch
         {"peft_type": "LOHA"},
         {"bias": "some"},
         {"init_lora_weights": "pissa"},
-        {"megatron_config": {"a": 1}},
-        {"target_modules": "all-linear"},
+        {"use_rslora": "yes"},
+        {"target_modules": None},
     ],
 )
 def test_a_field_that_is_not_understood_is_named(shelf: Shelf, tmp_path: Path, changes: dict[str, object]) -> None:

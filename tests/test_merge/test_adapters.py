@@ -177,7 +177,7 @@ def test_names_of_every_year_meet_the_checkpoint(family: str, module: str, key: 
     base = trial.make_base(family, room)
     (found,) = [name for name in reference.weights(base) if re.fullmatch(rf"{key}\.weight", name)]
     shape = tuple(reference.weights(base)[found].shape)
-    trial.write_disk_adapter(tmp_path / "adapter", {module: shape}, [])
+    trial.write_disk_adapter(tmp_path / "adapter", {module: shape}, [module])
     made = merge.plan(base, tmp_path / "adapter", tmp_path / "out")
     assert [operation.target.name for operation in made.operations if operation.kind == "merge"] == [found]
 

@@ -10,7 +10,9 @@ import torch
 import transformers as t
 from safetensors.torch import save_file
 
+import certify
 import merge
+from certify.verdict import Verdict
 from merge.errors import MergeError
 from tests import reference
 from tests.matrix import trial
@@ -120,7 +122,7 @@ def test_experts_one_by_one_into_a_checkpoint_that_stacks_them(room: Path, tmp_p
     modules = {
         f"model.layers.1.mlp.experts.{e}.{p}_proj": (32, 24) if p == "down" else (24, 32) for e in range(E) for p in ("gate", "up", "down")
     }
-    trial.write_disk_adapter(tmp_path / "adapter", modules, [])
+    trial.write_disk_adapter(tmp_path / "adapter", modules, ["gate_proj", "up_proj", "down_proj"])
     merge.merge(base, tmp_path / "adapter", tmp_path / "merged")
     got, deltas = reference.weights(tmp_path / "merged"), reference.adapter_deltas(tmp_path / "adapter")
     for e in range(E):
@@ -144,3 +146,18 @@ def test_experts_that_the_checkpoint_stores_the_other_way_round(room: Path, tmp_
     trial.judged(family, live, base, tmp_path / "merged")
     name = next(key for key in turned if key.endswith("experts.down_proj"))
     assert reference.weights(tmp_path / "merged")[name].shape == turned[name].shape != reference.weights(source)[name].shape
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "deepseek_v3"])
+@pytest.mark.parametrize("targets", ["disk", "all-linear"])
+def test_experts_that_were_targeted_by_the_names_of_modules(family: str, targets: str, room: Path, tmp_path: Path) -> None:
+    """What most people ask for: PEFT turns the names into those of fused parameters, which it saves without their module."""
+    base, chosen = trial.make_base(family, room), FAMILIES[family]
+    live = trial.trained(trial.load(base), {"target_modules": list(chosen.disk) if targets == "disk" else targets}, chosen)
+    with trial.quiet():
+        live.save_pretrained(tmp_path / "adapter")
+    assert "gate_up_proj" in json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_parameters"]
+    merge.merge(base, tmp_path / "adapter", tmp_path / "merged", workers=1)
+    trial.judged(chosen, live, base, tmp_path / "merged")
+    certificate = certify.judge(base, tmp_path / "adapter", tmp_path / "merged", level="layers" if family == "mixtral" else "weights")
+    assert certificate.verdict is Verdict.CERTIFIED, certificate.reason

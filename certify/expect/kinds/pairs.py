@@ -18,6 +18,7 @@ from certify.expect.terms import Terms
 if TYPE_CHECKING:
     from certify.expect.accounts import Accounts
 
+SCALED_SINCE = (0, 18, 0)  # PEFT before it left out the factor by which some embeddings multiply their rows (PR 2825, 2839)
 TWICE_UNTIL = (0, 21, 2)  # PEFT adds the delta of an attention's out_proj twice, in forward and merge alike
 
 
@@ -39,11 +40,13 @@ def settle_pair(accounts: "Accounts", group: Group, terms: Terms) -> None:
     _refuse_untargeted(accounts, group, place, terms)
     key = accounts.key(place)
     accounts.known_dtypes(place.key, a, b)
+    refuse_odd(accounts, place.parameter, terms)
+    _refuse_silent(accounts, place.parameter, a if "embedding_A" in group.names else b)
     orientation = _orientation(accounts, group, place)
     rank = terms.rank(group.module)
     _hold_shapes(accounts, a, b, rank, place, orientation)
     stated = _finite(terms.scaling(group.module))
-    times = _times(accounts, place, terms)
+    times = _times(accounts, group, place, terms)
     _magnitude(accounts, group, terms, key, orientation, place)
     _bias(accounts, group, terms, stated)
     draft = accounts.draft(key)
@@ -74,6 +77,20 @@ def _refuse_untargeted(accounts: "Accounts", group: Group, place: Place, terms: 
         paths.add(group.module.removesuffix(".out_proj"))
     if accounts.complete and not terms.targets(paths):
         raise DamagedError(f"no field of the adapter's configuration names {group.module}: PEFT would not apply this pair")
+
+
+def refuse_odd(accounts: "Accounts", parameter: str, terms: Terms) -> None:
+    """Raises NotInterpretedError where what was trained beside a module is no change of its weight."""
+    if odd := accounts.places.odd(parameter):
+        raise NotInterpretedError(f"{parameter}: {odd}")
+    if accounts.places.factor(parameter) != 1 and (terms.version or (0,)) < SCALED_SINCE:
+        raise NotInterpretedError(f"{parameter}: its rows are multiplied, which PEFT before 0.18 left out of what it trained")
+
+
+def _refuse_silent(accounts: "Accounts", parameter: str, name: str) -> None:
+    """name: of the factor that begins as zero. Raises DamagedError."""
+    if accounts.places.silent(parameter) and bool(accounts.tensor(name).load().any()):
+        raise DamagedError(f"{name} is not zero, and the model never calls its module: it had no effect where it was trained")
 
 
 def _orientation(accounts: "Accounts", group: Group, place: Place) -> Orientation:
@@ -120,11 +137,15 @@ def _finite(scaling: float) -> float:
     return scaling
 
 
-def _times(accounts: "Accounts", place: Place, terms: Terms) -> int:
+def _times(accounts: "Accounts", group: Group, place: Place, terms: Terms) -> int:
     """2 for the output projection of an attention module that PEFT wraps as a whole."""
     module, _, leaf = place.parameter.removesuffix(".weight").rpartition(".")
     owner = accounts.places.find(f"{module}.in_proj_weight") if leaf == "out_proj" else None
     if owner is None or owner.kind != "attention":
+        return 1
+    if not group.depth:  # adapted by itself: PyTorch's attention reads the weight, and never calls its module
+        if bool(accounts.tensor(group.names["lora_B"]).load().any()):
+            raise DamagedError(f"{group.names['lora_B']} is not zero, and the model never calls its module: it had no effect")
         return 1
     if terms.version is not None and terms.version > TWICE_UNTIL:
         raise NotInterpretedError(f"{place.key}: whether this PEFT still adds the delta of out_proj twice is not known")

@@ -31,7 +31,7 @@ def settle_saved(accounts: "Accounts", group: Group, terms: Terms) -> None:
     path = f"{group.module}.{leaf}" if group.module else leaf
     saved = terms.saves(group.module)
     place = accounts.places.find(path)
-    trained = saved or (leaf == "bias" and terms.bias == "all")
+    trained = saved or (terms.bias == "all" and "bias" in path)  # until 0.20, anywhere in the name: T5's relative ones
     if place is None and saved:
         _new(accounts, path, name)
         return

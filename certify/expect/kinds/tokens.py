@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from certify.errors import DamagedError
+from certify.errors import DamagedError, NotInterpretedError
+from certify.expect.kinds.pairs import refuse_odd
 from certify.expect.names import Group
 from certify.expect.terms import Terms
 
@@ -16,7 +17,12 @@ def settle_tokens(accounts: "Accounts", group: Group, terms: Terms) -> None:
     weight = f"{group.module}.weight"
     place = accounts.place(weight)
     accounts.known_dtypes(place.key, name)
-    rows = terms.rows_of(group.module, embedding=place.parameter == accounts.places.embedding)
+    refuse_odd(accounts, place.parameter, terms)
+    if head := accounts.places.biased(place.parameter):
+        raise NotInterpretedError(f"{place.key}: PEFT leaves the bias of {head} out while rows of its weight are trained")
+    source = accounts.places.source(place.parameter) or place.parameter  # a grown vocabulary's rows are saved for the head as well
+    embedding = source == accounts.places.embedding
+    rows = terms.rows_of(group.module, embedding=embedding) or terms.rows_of(source.removesuffix(".weight"), embedding=embedding)
     shape = accounts.base.tensors[place.key].shape
     if not rows:
         raise DamagedError(f"no field of the adapter's configuration says which rows of {place.key} it replaces")
