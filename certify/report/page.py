@@ -37,7 +37,14 @@ def facts(statement: dict[str, Any]) -> dict[str, Any]:
     predicate: dict[str, Any] = statement["predicate"]
     seen, tone = predicate["overview"], MEANINGS[predicate["verdict"]]
     told = predicate | {"subject": statement["subject"], "merged_digest": words.folder_digest(statement["subject"]), "seen": seen}
-    told |= {"tone": tone[0], "meaning": tone[1], "exit_code": tone[2], "first": FIRST, "shown": SHOWN}
+    told |= {
+        "tone": tone[0],
+        "meaning": tone[1],
+        "exit_code": tone[2],
+        "first": FIRST,
+        "shown": SHOWN,
+        "requester": predicate.get("requester"),
+    }
     told["checks"] = dict(sorted(predicate["checks"].items(), key=lambda entry: int(entry[0][1:])))  # C2 before C10
     told["tensors"] = {kind: predicate["tensors"][kind] for kind in sorted(predicate["tensors"], key=_order)}
     told["maps"] = [charts.heat_map(stack, number) for number, stack in enumerate(seen["stacks"]) if stack["kinds"]]

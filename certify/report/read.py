@@ -44,6 +44,7 @@ OVERVIEW = {
 SCREEN = {"state": str, "findings": [str], "touched": int, "tensors": int, "lost": {"tensors": int, "quartiles": [float]}}
 PREDICATES = {
     "verdict": str, "level": str, "reason": str, "criterion": str, "output_dtype": str, "command": str,
+    "requester?": (str, None),
     "base": SIDE | {"digest": str, "identity": IDENTITY},
     "merged": SIDE,
     "adapters": [{"name": str, "digest": str, "weight": float, "claimed": bool, "tensors": int, "consumed": int}],

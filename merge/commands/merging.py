@@ -24,10 +24,10 @@ def run(
     rounds: Rounds = None,
     seed: Seed = None,
     device: Annotated[str, typer.Option(help="cpu. (cuda is not built yet.)")] = "cpu",
-    link: Annotated[bool, typer.Option("--link", help="Not built yet.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an output of ours first.")] = False,
+    link: Annotated[bool, typer.Option("--link", metavar="", help="Not built yet.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Remove an output of ours first.")] = False,
     metrics_file: Annotated[Path | None, typer.Option(help="Figures of the run; default: OUT/merge-run.jsonl.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", metavar="", help="Print errors only.")] = False,
     as_json: Json = False,
 ) -> None:
     """Merge an adapter into a checkpoint, or continue a merge that stopped."""

@@ -28,7 +28,7 @@ Rounding = Annotated[
 Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of faithful, at most; fewer where that is enough. Default: 8.")]
 Seed = Annotated[int | None, typer.Option(help="Of stochastic; default: 0. Same seed, same bytes.")]
 Block = Annotated[int, typer.Option("--block-mib", min=1, help="Stored mebibytes per slab; part of the plan.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout instead of text.")]
 
 
 def usage(message: str) -> NoReturn:
