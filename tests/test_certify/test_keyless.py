@@ -4,6 +4,7 @@ import base64
 import inspect
 import json
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +19,8 @@ from tests.test_certify.release import Authority, Release, call
 IDENTITY = ["--identity=release@example.org", "--identity-provider=https://accounts.google.com"]
 
 
-class _Config:
-    """What sigstore's servers say of themselves: roots, and addresses."""
-
-    trusted_root = None
-
-    class signing_config:
-        @staticmethod
-        def get_oidc_url() -> str:
-            return "https://oauth2.sigstore.dev/auth"
+# What sigstore's servers say of themselves: roots, and addresses.
+SERVERS = SimpleNamespace(trusted_root=None, signing_config=SimpleNamespace(get_oidc_url=lambda: "https://oauth2.sigstore.dev/auth"))
 
 
 @pytest.fixture
@@ -55,19 +49,19 @@ def reached(release: Release, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
             seen["token"] = token
             return Desk()
 
-    def checked(self: object, bundle: models.Bundle, policy: object) -> tuple[str, bytes]:
+    def checked(_self: object, bundle: models.Bundle, policy: object) -> tuple[str, bytes]:
         seen["policy"] = policy
         held = json.loads(bundle.to_json())["dsseEnvelope"]
         if seen.get("refuses"):
             raise VerificationError("the certificate is not for this identity")
         return held["payloadType"], base64.b64decode(held["payload"])
 
-    monkeypatch.setattr(models.ClientTrustConfig, "production", classmethod(lambda *_, **__: _Config()))
+    monkeypatch.setattr(models.ClientTrustConfig, "production", classmethod(lambda *_, **__: SERVERS))
     monkeypatch.setattr(sign.SigningContext, "from_trust_config", classmethod(lambda *_: Context()))
     monkeypatch.setattr(oidc, "Issuer", lambda _: None)
     monkeypatch.setattr(oidc, "detect_credential", lambda _: "token")
     monkeypatch.setattr(oidc, "IdentityToken", lambda raw, _: raw)
-    monkeypatch.setattr(verifying.Verifier, "__init__", lambda self, *, trusted_root: None)
+    monkeypatch.setattr(verifying.Verifier, "__init__", lambda *_, **__: None)
     monkeypatch.setattr(verifying.Verifier, "verify_dsse", checked)
     return seen
 
