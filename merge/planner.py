@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -126,7 +126,7 @@ class Plan:
             "literal": self.literal,
             "dropped": self.dropped,
         }
-        return json.dumps(stated, sort_keys=True, default=lambda held: {one.name: getattr(held, one.name) for one in fields(held)})
+        return json.dumps(stated, sort_keys=True, default=lambda held: {name: getattr(held, name) for name in held.__dataclass_fields__})
 
 
 def plan(

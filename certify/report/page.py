@@ -64,8 +64,9 @@ def facts(statement: dict[str, Any]) -> dict[str, Any]:
 
 def _lines(group: dict[str, Any]) -> int:
     """Of print that one group of findings takes on page one."""
-    places = sum(-(-min(len(place["pattern"]), NAME) // 60) for place in group["places"][:2])
-    return max(-(-min(len(group["cause"]), 200) // 40), places + (group["places_total"] > 2))
+    places: int = sum(-(-min(len(place["pattern"]), NAME) // 60) for place in group["places"][:2])
+    cause: int = -(-min(len(group["cause"]), 200) // 40)
+    return max(cause, places + int(group["places_total"] > 2))
 
 
 def _order(kind: str) -> int:
