@@ -85,7 +85,7 @@ def rehearse(real: Merge, room: Path, disk: Path, say: Say, *, workers: int, pla
     small = twin.make(real, room, seed=seed)
     say("merging the twin")
     before = time.monotonic()
-    engine.run(small.work, Monitor(), workers=1)  # tensors are so small that threads would wait for each other
+    engine.run(small.work, Monitor(), workers=1, processes=workers)  # tensors are so small that threads would wait for each other
     merging = time.monotonic() - before
     spoiled = replace(small.work, out=room / "merged-with-a-defect")
     lost = gate.spoil(small.work, spoiled.out)
