@@ -10,7 +10,7 @@ def printable(text: str) -> str:
 
     Different texts stay different where they hold no backslash of their own.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def identifier(name: str) -> str:
