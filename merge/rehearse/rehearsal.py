@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from glob import escape
 from pathlib import Path
@@ -94,10 +95,11 @@ def rehearse(real: Merge, room: Path, disk: Path, say: Say, *, workers: int, pla
     only, layer = escape(lost) if gate.is_giant(small.work) else None, gate.sample(small.work)
     judging = [Judging(small.work, room / "report", level), Judging(spoiled, room / "report-of-the-defect", "weights", only)]
     judging += [Judging(small.work, room / "report-of-a-layer", "layers", f"{escape(layer)}*")] if layer else []
-    try:
-        sound, caught, *sampled = [process.end() for process in judging]
-    finally:
-        for process in judging:
-            process.stop()
+    with ThreadPoolExecutor(len(judging)) as waiting:
+        try:
+            sound, caught, *sampled = waiting.map(Judging.end, judging)
+        finally:
+            for process in judging:
+                process.stop()
     seconds = planned + time.monotonic() - began
     return Rehearsal(real, foretold, small, merging, sound, layer, next(iter(sampled), None), lost, caught, seconds)
