@@ -133,12 +133,13 @@ def _merge(command: str, base: Path, adapter: Path, out: Path) -> list[str]:
 def trial(name: str, base: Path, adapter: Path, room: Path, *, limit: int) -> tuple[dict[str, Any], list[str]]:
     """One rehearsal, a line of it, and what it missed."""
     found, seconds = rehearsed(base, adapter, room)
-    twin, gate, defect = found["twin"], found["gate"], found["defect"]
+    twin, gate, defect, run = found["twin"], found["gate"], found["defect"], found["sample"]
+    layer = f"{run['layer']} run  " if run else ""
     met = {"certified": found["passed"] and not found["exit"], "seconds": seconds <= limit, "bytes": twin["bytes"] <= TWIN}
     missed = [f"{name}: {what}" for what, fine in met.items() if not fine]
     print(
         f"{name:30s} ÷{twin['factor']:<4d} {sum(twin['tensors'].values()):>7,} tensors {twin['bytes'] / 1e6:6.2f} MB  {gate['verdict']}"
-        f"({gate['level']})  defect {defect['verdict']}  {seconds:5.0f} s  {', '.join(missed)}",
+        f"({gate['level']})  defect {defect['verdict']}  {layer}{seconds:5.0f} s  {', '.join(missed)}",
         flush=True,
     )
     return found, missed
@@ -194,7 +195,8 @@ def main() -> int:
             foretold = {key: found["forecast"][key] for key in ("tensors", "memory", "seconds")}
             print(
                 f"  {foretold}, {found['forecast']['disk']['bytes']:,} bytes; merging the twin {found['twin']['merge_seconds']:.0f} s, "
-                f"gate {found['gate']['seconds']:.0f} s, defect {found['defect']['seconds']:.0f} s",
+                f"gate {found['gate']['seconds']:.0f} s, defect {found['defect']['seconds']:.0f} s, "
+                f"layer {found['sample']['seconds']:.0f} s",
                 flush=True,
             )
     print(f"missed: {'; '.join(missed)}" if missed else "targets met")

@@ -19,10 +19,14 @@ import typer
 
 from certify import launch
 from certify.errors import UsageError
-from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES
+from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES, REQUESTER
 from certify.signoff import commands as signoff
 
 ERROR, USAGE, INCOMPLETE = 3, 4, 10
+CRITERION = (
+    "Which stored values are right. nearest: W + Δ, rounded once. peft: also what PEFT's merge rounds twice. faithful: either neighbour "
+    "of W + Δ, for merges with --rounding faithful or stochastic. A merge of ours prints the one that it needs."
+)
 app = typer.Typer(
     name="lora-certify",
     no_args_is_help=True,
@@ -40,7 +44,7 @@ def run(
     merged: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint to be judged.")],
     adapter: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Adapter that was merged; repeat it for several.")] = None,
     weight: Annotated[list[float] | None, typer.Option(metavar="W", help="Factor of each adapter, in their order.")] = None,
-    criterion: Annotated[str, typer.Option(metavar="|".join(CRITERIA), help="Which rounding is right.")] = "nearest",
+    criterion: Annotated[str, typer.Option(metavar="|".join(CRITERIA), help=CRITERION)] = "nearest",
     output_dtype: Annotated[str, typer.Option(metavar="|".join(OUTPUT_DTYPES), help="Declared transform of the stored dtype.")] = "same",
     level: Annotated[str, typer.Option(metavar="|".join(LEVELS), help="What exit code 0 requires.")] = "layers",
     only: Annotated[str | None, typer.Option(metavar="PATTERN", help="Judge matching subjects only; never CERTIFIED.")] = None,
@@ -48,6 +52,7 @@ def run(
     min_retention: Annotated[float, typer.Option(metavar="R", help="Least share of the adapter's change in the stored weights.")] = 0.5,
     accept: Annotated[Path | None, typer.Option(metavar="FILE", help="Differences that were declared, with reason and owner.")] = None,
     base_digest: Annotated[str | None, typer.Option(metavar="D", help="Folder digest that the base must have.")] = None,
+    requester: Annotated[str | None, typer.Option(metavar="NAME", envvar=REQUESTER, help="Who asks; stands in the certificate.")] = None,
     device: Annotated[str | None, typer.Option(help="Not built yet.")] = None,
 ) -> None:
     """Judge a merged checkpoint, in a process that the checkpoint cannot configure.
@@ -66,6 +71,7 @@ def run(
         "min-retention": min_retention,
         "accept": _absolute(accept) if accept else None,
         "base-digest": base_digest,
+        "requester": requester,
         "device": device,
     }
     words = [f"--{name}={value}" for name, value in single.items() if value is not None]
@@ -79,7 +85,7 @@ def screen(
     merged: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint to be looked at.")],
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Adapter whose configuration is lost; its scaling is found.")] = None,
     output_dtype: Annotated[str, typer.Option(metavar="|".join(OUTPUT_DTYPES), help="Declared transform of the stored dtype.")] = "same",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
 ) -> None:
     """Say what base and merged show without the adapter: what was touched, how much of it survived, what looks unusual.
 

@@ -8,7 +8,6 @@ import json
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from datetime import date
 from itertools import groupby
 from pathlib import Path
@@ -100,7 +99,7 @@ class Subject(pytest.Item):
     def _attach(self, findings: list[Finding], crashed: str | None = None) -> None:
         asked = {"group": self.question.group, "subject": self.question.subject}
         evidence = asked | {"crashed": crashed, "digests": self._suite.examination.digests.news()}
-        self.user_properties.append((EVIDENCE, json.dumps(evidence | {"findings": [asdict(finding) for finding in findings]})))
+        self.user_properties.append((EVIDENCE, json.dumps(evidence | {"findings": [finding.data for finding in findings]})))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:  # noqa: ARG002
         """The findings' own sentences and the command that asks again; of a crash, where it happened."""

@@ -134,7 +134,7 @@ class Examination:
     @cached_property
     def layers(self) -> LayerBehaviour:
         """The check of decoder layers."""
-        return LayerBehaviour(*self._behaving)
+        return LayerBehaviour(*self._behaving, only=self.request.only)
 
     @cached_property
     def shards(self) -> dict[str, Shard]:

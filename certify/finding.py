@@ -36,6 +36,12 @@ class Finding:
     sentence: str = ""
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """JSON data, as `of` takes it: what `dataclasses.asdict` would make of it, without copies."""
+        named = {"code": self.code, "subject": self.subject, "outcome": self.outcome, "sentence": self.sentence}
+        return {**named, "figures": self.figures}
+
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Finding":
         """From what `dataclasses.asdict` made of one."""

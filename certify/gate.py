@@ -19,6 +19,7 @@ from certify import report as reports
 from certify.collect import EVIDENCE, Subject, Suite
 from certify.errors import UsageError
 from certify.finding import Finding, Outcome
+from certify.plugin import refuse
 from certify.question import ACCOUNTS, FILES, LAYERS, LOGITS, SELF_CHECK
 from certify.report import summary
 from certify.report.room import keep_apart, occupy
@@ -70,7 +71,7 @@ class Gate:
             if self.report:
                 examination.journal  # noqa: B018 a report directory that cannot be used is a wrong question
         except (UsageError, OSError) as error:
-            raise pytest.UsageError(f"certify: {error}") from error
+            refuse(self.config, str(error))
         self.left.update(identifier(question.group) for question in self.examination.questions())
         self.total = dict(self.left)
         if self.report and not self.worker:

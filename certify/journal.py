@@ -11,7 +11,6 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,7 +51,7 @@ class Journal:
             return
         if (line := self._line(shard, names)) and line["files"] == homes:
             return
-        told = {subject: [asdict(finding) for finding in found] for subject, found in findings.items()}
+        told = {subject: [finding.data for finding in found] for subject, found in findings.items()}
         self._places[shard] = self._append({"shard": shard, "tensors": names, "files": homes, "findings": told}), names
 
     def _append(self, line: dict[str, Any]) -> int:

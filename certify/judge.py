@@ -25,13 +25,14 @@ def judge(
     min_retention: float = 0.5,
     base_digest: str | None = None,
     accept: str | Path | None = None,
+    requester: str | None = None,
 ) -> "Certificate":
     """Judges one merged checkpoint. The arguments mean what `Request` says; adapter None: located through the manifest.
 
     Raises UsageError for a question that makes no sense. Everything else, a fault of the gate itself included, is in the certificate.
     """
     adapters = () if adapter is None else (adapter,) if isinstance(adapter, str | Path) else tuple(adapter)
-    terms = (tuple(weights), criterion, output_dtype, level, only, min_retention, base_digest, Path(accept) if accept else None)
+    terms = (tuple(weights), criterion, output_dtype, level, only, min_retention, base_digest, Path(accept) if accept else None, requester)
     return _judge(Request(Path(base), Path(merged), tuple(map(Path, adapters)), *terms))
 
 

@@ -4,15 +4,17 @@ Every pytest run of an environment loads this file: it imports nothing heavy, an
 Options never come from a conftest.py: there, pytest would take `--base DIR` for a test path and execute DIR/conftest.py.
 """
 
+import os
 import shlex
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from certify.command import words
 from certify.errors import UsageError
 from certify.report.room import keep_apart
-from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES, Request
+from certify.request import CRITERIA, LEVELS, OUTPUT_DTYPES, REQUESTER, Request
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGURATIONS = (PACKAGE / "pytest.ini", PACKAGE.parent / "pyproject.toml")  # the gate's own; the checkout's, if checkpoints lie in it
@@ -32,13 +34,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--adapter", metavar="DIR", action="append", default=[], help="adapter that was merged; may be given several times")
     add("--merged", metavar="DIR", help="checkpoint to be judged")
     add("--weight", metavar="W", action="append", type=float, default=[], help="factor of each adapter, in their order; default 1")
-    add("--criterion", choices=CRITERIA, default="nearest", help="which rounding is right (default: nearest)")
+    add(
+        "--criterion",
+        choices=CRITERIA,
+        default="nearest",
+        help="which rounding is right (default: nearest)",
+    )
     add("--output-dtype", choices=OUTPUT_DTYPES, default="same", help="declared transform of the stored dtype (default: same)")
     add("--level", choices=LEVELS, default="layers", help="what exit code 0 requires (default: layers)")
     add("--min-retention", metavar="R", type=float, default=0.5, help="least share of Δ in the stored weights (default: 0.5)")
     add("--base-digest", metavar="D", help="the folder digest that the base must have (64 hex digits)")
     add("--accept", metavar="FILE", help="TOML file of declared differences, each with a reason and an owner")
     add("--only", metavar="PATTERN", help="judge only subjects that match; the verdict is INCOMPLETE")
+    add(
+        "--requester",
+        metavar="NAME",
+        default=os.environ.get(REQUESTER),
+        help=f"who asks; stands in the certificate (default: ${REQUESTER})",
+    )
     add("--report", metavar="DIR", help="write certificate.json, junit.xml and index.html there")
     for name, meaning in UNBUILT.items():
         add(name, metavar="X", help=f"{meaning} (not built yet)")
@@ -81,7 +94,13 @@ def pytest_collection(session: pytest.Session) -> None:
     for argument in session.config.args:
         path = (session.config.invocation_params.dir / argument.partition("::")[0]).resolve()
         if path.is_relative_to(PACKAGE) or argument == "certify":
-            raise pytest.UsageError(f"certify: --base and --merged missing. {ASK}")
+            refuse(session.config, f"--base and --merged missing. {ASK}")
+
+
+def refuse(config: pytest.Config, message: str) -> NoReturn:
+    """End the session with exit code 4 and one sentence; pytest would add that no tests ran."""
+    config.option.verbose = -2
+    raise pytest.UsageError(f"certify: {message}")
 
 
 def _request(option: object) -> Request:
@@ -105,6 +124,7 @@ def _request(option: object) -> Request:
         min_retention=given["min_retention"],
         base_digest=given["base_digest"],
         accept=path(given["accept"]) if given["accept"] else None,
+        requester=given["requester"] or None,
     )
 
 

@@ -9,6 +9,7 @@ from certify.errors import UsageError
 CRITERIA = ("nearest", "peft", "faithful")
 LEVELS = ("weights", "modules", "layers", "logits")  # each includes those before it
 OUTPUT_DTYPES = ("same", "bf16", "fp16", "fp32")
+REQUESTER = "LORA_CERTIFY_REQUESTER"  # the environment variable that stands for --requester
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -19,13 +20,14 @@ class Request:
     base, merged   checkpoint directories
     adapters       adapter directories; empty: the one that the merged directory's manifest names is located
     weights        one factor per adapter; empty: all 1.0
-    criterion      which rounding is right: "nearest" (one rounding), "peft" (also PEFT's double roundings)
+    criterion      which rounding is right: "nearest" (one rounding), "peft" (also PEFT's double roundings), "faithful" (to a neighbour)
     output_dtype   the declared transform of the stored dtype
     level          what exit code 0 requires
     min_retention  least share of the adapter's change that must be in the stored weights (C8)
     base_digest    the folder digest that the base must have, 64 hex digits; None: any
     accept         the TOML file of declared differences; None: there are none
     only           fnmatch pattern; subjects outside it are not judged and the verdict is INCOMPLETE
+    requester      who asks, as they say themselves; None: nobody said
     """
 
     base: Path
@@ -39,6 +41,7 @@ class Request:
     min_retention: float = 0.5
     base_digest: str | None = None
     accept: Path | None = None
+    requester: str | None = None
 
     def reaches(self, level: str) -> bool:
         """Whether the checks of a level are asked for."""

@@ -40,39 +40,54 @@ def statement(
     run: int,
 ) -> dict[str, Any]:
     """The whole statement."""
-    request, failed = examination.request, [finding for finding in findings if finding.outcome not in (Outcome.PASSED, Outcome.UNDECIDED)]
-    left_out = {entry[0]: entry for entry in not_judged(request.level)}
+    found = {"verdict": verdict.value, "reason": reason, "coverage": {"expected": examination.expected, "run": run}}
     return {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sealed.subjects.items()],
         "predicateType": PREDICATE,
-        "predicate": {
-            "verdict": verdict.value,
-            "level": request.level,
-            "reason": reason,
-            "criterion": request.criterion,
-            "output_dtype": request.output_dtype,
-            "base": _directory(examination, BASE) | {"digest": sealed.folders[BASE], "identity": _identity(examination, findings)},
-            "adapters": _adapters(examination, sealed),
-            "merged": _directory(examination, MERGED),
-            "checks": {code: {"title": title} | _counts(code, findings) for code, title in TITLES.items() if code not in left_out},
-            "not_judged": [{"code": code, "title": title, "sentence": sentence} for code, title, sentence in left_out.values()],
-            "self_check": self_check(findings),
-            "undecided": [f"{f.code} {f.subject}" for f in findings if f.outcome is Outcome.UNDECIDED][:FAILURES_MAX],
-            "accepted": [asdict(difference) for difference in accepted],
-            "accept_digest": examination.accepted.digest or None,
+        "predicate": found
+        | _asked(examination, sealed, findings)
+        | _answered(examination, findings, accepted)
+        | {
             "screen": screening and {"state": screening.state.value, "findings": list(screening.findings)} | screening.figures,
-            "loading": [asdict(finding) for finding in findings if finding.subject.endswith(": loading")],
-            "coverage": {"expected": examination.expected, "run": run},
-            "tensors": _tensors(examination),
-            "fidelity": distribution(findings, request.min_retention),
-            "failures": [asdict(finding) for finding in failed[:FAILURES_MAX]],
-            "failures_total": len(failed),
-            "worst": _worst(findings),
-            "overview": overview(findings, accepted),
             "versions": {"python": platform.python_version()} | versions(),
-            "command": shlex.join(["lora-certify", "run", *words(request)]),
         },
+    }
+
+
+def _asked(examination: "Examination", sealed: Seal, findings: Sequence[Finding]) -> dict[str, Any]:
+    """What was asked, by whom, and about what."""
+    request = examination.request
+    return {
+        "level": request.level,
+        "criterion": request.criterion,
+        "output_dtype": request.output_dtype,
+        "requester": request.requester,
+        "command": shlex.join(["lora-certify", "run", *words(request)]),
+        "accept_digest": examination.accepted.digest or None,
+        "base": _directory(examination, BASE) | {"digest": sealed.folders[BASE], "identity": _identity(examination, findings)},
+        "adapters": _adapters(examination, sealed),
+        "merged": _directory(examination, MERGED),
+    }
+
+
+def _answered(examination: "Examination", findings: Sequence[Finding], accepted: Sequence[Accepted]) -> dict[str, Any]:
+    """What was found."""
+    request, failed = examination.request, [finding for finding in findings if finding.outcome not in (Outcome.PASSED, Outcome.UNDECIDED)]
+    left_out = {entry[0]: entry for entry in not_judged(request.level)}
+    return {
+        "checks": {code: {"title": title} | _counts(code, findings) for code, title in TITLES.items() if code not in left_out},
+        "not_judged": [{"code": code, "title": title, "sentence": sentence} for code, title, sentence in left_out.values()],
+        "self_check": self_check(findings),
+        "undecided": [f"{f.code} {f.subject}" for f in findings if f.outcome is Outcome.UNDECIDED][:FAILURES_MAX],
+        "accepted": [asdict(difference) for difference in accepted],
+        "loading": [asdict(finding) for finding in findings if finding.subject.endswith(": loading")],
+        "tensors": _tensors(examination),
+        "fidelity": distribution(findings, request.min_retention),
+        "failures": [asdict(finding) for finding in failed[:FAILURES_MAX]],
+        "failures_total": len(failed),
+        "worst": _worst(findings),
+        "overview": overview(findings, accepted),
     }
 
 

@@ -50,8 +50,7 @@ class Tensors:
         return [finding for finding in (found, self._told(value), behaviour, fidelity) if finding]
 
     def _told(self, found: Finding) -> Finding:
-        touched = self.ledger.touched | self.ledger.unjudged.keys()
-        return self._quantised.told(found, self.merged, touched, self.request.output_dtype)
+        return self._quantised.told(found, self.merged, self._touched, self.request.output_dtype)
 
     def _gone(self, name: str) -> str:
         """Why a tensor of the base must not be there any more."""
@@ -145,6 +144,11 @@ class Tensors:
             return module_answers(self.ledger.parts[name], self.request.criterion)
         except DamagedError:  # C4 says so
             return None
+
+    @cached_property
+    def _touched(self) -> set[str]:
+        """Whatever an adapter does something to, or may do."""
+        return self.ledger.touched | self.ledger.unjudged.keys()
 
     @cached_property
     def _relatives(self) -> Relatives:

@@ -1,7 +1,7 @@
 """The only file that orders effects: look at OUT, write shard after shard, then what stands beside them, the manifest last."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,9 @@ from merge import journal, manifest, output
 from merge.errors import NOTHING_WRITTEN, MergeError, OutputError, WriteError
 from merge.manifest import MANIFEST, Manifest
 from merge.monitor import Monitor
-from merge.operation import ShardRecord
+from merge.operation import ShardPlan, ShardRecord
 from merge.runners import numbers
+from merge.runners.forked import forked
 from merge.runners.inputs import Inputs
 from merge.runners.local import LocalRunner, matches, single_threaded
 from merge.sink import Sink
@@ -27,8 +28,11 @@ class Result:
     already: bool = False
 
 
-def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False, sink: Sink | None = None) -> Result:
-    """Merge, or continue a half-finished merge; raises WriteError (exit code 4, resumable) if writing fails."""
+def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False, sink: Sink | None = None, processes: int = 1) -> Result:
+    """Merge, or continue a half-finished merge; raises WriteError (exit code 4, resumable) if writing fails.
+
+    workers  threads      processes  if more than one, each has that many threads and shards of its own: for very small tensors
+    """
     sink = sink or Sink(merge.out)
     made = merge.plan
     before = None if overwrite else output.finished(merge, sink)
@@ -49,7 +53,7 @@ def run(merge: Merge, monitor: Monitor, *, workers: int, overwrite: bool = False
             done = log.resume(facts)
         monitor.expect(size=made.size, tensors=sum(made.counts.values()), shards=len(made.shards))
         with _writing(merge.out), single_threaded():
-            records = list(_shards(merge, done, log, sink, monitor, workers))
+            records = _shards(merge, done, log, sink, monitor, workers, processes)
             monitor.finished()
             finished = merge.manifest(records)
             _beside(merge, sink)
@@ -71,30 +75,40 @@ def _locked(merge: Merge, sink: Sink) -> journal.Journal:
 
 
 def _shards(
-    merge: Merge, done: Mapping[str, ShardRecord], log: journal.Journal, sink: Sink, monitor: Monitor, workers: int
-) -> Iterator[ShardRecord]:
-    """Every shard's record, in plan order: those of an earlier run once their bytes were found unchanged."""
+    merge: Merge, done: Mapping[str, ShardRecord], log: journal.Journal, sink: Sink, monitor: Monitor, workers: int, processes: int
+) -> list[ShardRecord]:
+    """Every shard's record, in plan order: those of an earlier run once their bytes were found unchanged, then the others."""
     stamps = {file: tuple(found) for file, found in merge.facts["base"]["shards"].items()}
     base, written = Reader(merge.base, stamps), Reader(merge.out)
     inputs = Inputs(base, tuple(Reader(folder, found) for folder, found in zip(merge.adapters, merge.adapter_stamps, strict=True)))
     options = merge.plan.options
-    runner = LocalRunner(inputs, sink, monitor, workers, Rule(options.rounding, options.rounds, options.seed))
+    local = LocalRunner(inputs, sink, monitor, workers, Rule(options.rounding, options.rounds, options.seed))
     try:
+        kept = {}
         for shard in merge.plan.shards:
-            record = done.get(shard.file)
-            if record and (merge.out / shard.file).is_file() and matches(shard, record, written):
+            if record := _kept(shard, done, merge.out, written):
+                kept[shard.file] = record
                 monitor.finished_shard(len(shard.operations), resumed=shard.size)
-            else:
-                record = runner.run(shard)
+        left = [shard for shard in merge.plan.shards if shard.file not in kept]
+        with forked(local, left, processes, monitor) if processes > 1 else nullcontext(local) as runner:
+            for shard in left:
+                kept[shard.file] = record = runner.run(shard)
                 for reader in (base, *inputs.adapters):
                     reader.close()
                 log.finished(record)
                 monitor.finished_shard(len(shard.operations))
-            written.close()
-            yield record
+        return [kept[shard.file] for shard in merge.plan.shards]
     finally:
         for reader in (base, written, *inputs.adapters):
             reader.close()
+
+
+def _kept(shard: ShardPlan, done: Mapping[str, ShardRecord], out: Path, written: Reader) -> ShardRecord | None:
+    """The record of a shard that an earlier run finished, and whose bytes are unchanged."""
+    record = done.get(shard.file)
+    same = record and (out / shard.file).is_file() and matches(shard, record, written)
+    written.close()
+    return record if same else None
 
 
 def _beside(merge: Merge, sink: Sink) -> None:

@@ -5,7 +5,7 @@ It holds what the inputs determine and nothing else: no dates, no absolute paths
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The file: JSON with sorted keys."""
-        data = asdict(self)
-        del data["out"]
+        data = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "out"}
         return (json.dumps({"format": FORMAT, **data}, sort_keys=True, indent=2) + "\n").encode()
 
 

@@ -15,6 +15,7 @@ class Names:
         self.fillers: Mapping[str, list[Weight]] = defaultdict(list)
         for weight in table.weights:
             self.fillers[weight.parameter].append(weight)
+        self._whole = {weight.parameter: weight for weight in reversed(table.weights) if not weight.fused}
 
     def parameter(self, names: Iterable[str]) -> tuple[str, str] | None:
         """(the one of these names that exists, its parameter): on disk, tied to one that is, or of a head that the base has not."""
@@ -32,7 +33,7 @@ class Names:
 
     def whole(self, parameter: str) -> Weight | None:
         """The disk tensor that fills a parameter by itself."""
-        return next((weight for weight in self.fillers.get(parameter, ()) if not weight.fused), None)
+        return self._whole.get(parameter)
 
     def exists(self, parameter: str) -> bool:
         """True where the architecture has such a parameter, whether or not a disk tensor fills it."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -99,28 +99,34 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """sha256 of the plan's JSON: what the journal and the manifest are bound to."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(self._text().encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON data; the same inputs give the same data."""
-        return {
-            "options": asdict(self.options),
+        found: dict[str, Any] = json.loads(self._text())
+        return found
+
+    def _text(self) -> str:
+        """JSON with sorted keys; a dataclass is an object of its fields."""
+        stated = {
+            "options": self.options,
             "shards": [
                 {
                     "file": shard.file,
                     "size": shard.size,
                     "header": hashlib.sha256(shard.header).hexdigest(),
-                    "operations": [asdict(operation) for operation in shard.operations],
+                    "operations": shard.operations,
                 }
                 for shard in self.shards
             ],
             "adapter_tensors": self.adapter_tensors,
             "edits": dict(self.edits),
-            "equal": [asdict(pair) for pair in self.equal],
-            "zero": [asdict(read) for read in self.zero],
+            "equal": self.equal,
+            "zero": self.zero,
             "literal": self.literal,
-            "dropped": list(self.dropped),
+            "dropped": self.dropped,
         }
+        return json.dumps(stated, sort_keys=True, default=lambda held: {name: getattr(held, name) for name in held.__dataclass_fields__})
 
 
 def plan(

@@ -132,7 +132,8 @@ def _dtype_problems(found: dict[str, Any], expected: dict[str, Any], main: str |
         theirs, prefix = before.get(path, {}), f"{path}." if path else ""
         allowed = {right, *theirs.values()} if output_dtype == "same" else {right}
         wrong = [(key, dtype) for key, dtype in words.items() if dtype not in allowed and right is not None]
-        told += [f"{prefix}{key} is {dtype}, the tensors are {right} as declared" for key, dtype in wrong]
+        why = "as in the base, since no --output-dtype was given" if output_dtype == "same" else f"by --output-dtype={output_dtype}"
+        told += [f"{prefix}{key} is {dtype}, {right} was expected: {why}" for key, dtype in wrong]
         if not wrong and len({*words.values()}) > 1 and words != theirs:
             told.append(f"{prefix}dtype is {words['dtype']}, yet torch_dtype beside it is {words['torch_dtype']}")
     return told + ([f"states no dtype, {right} was expected"] if "" in before and "" not in stated else [])

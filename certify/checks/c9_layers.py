@@ -12,6 +12,7 @@ Decidable only if each adapted tensor, left at the base's value alone, would fai
 """
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -39,13 +40,16 @@ class LayerBehaviour:
     """C9 of one judgement. Headers only until `announcement` or `examine` is asked.
 
     units         subjects: module paths, and one more where adapted tensors lie in no module
+    only          pattern of the units that will be asked about: the forward ends with the last of them
     announcement  what the forward will need
     peak          most numbers read from disk that were alive at once, after the forward
     """
 
     def __init__(
-        self, base: Checkpoint, merged: Checkpoint, ledger: Ledger, adapters: Sequence[Adapter], weights: Sequence[float], criterion: str
-    ) -> None:
+        self, base: Checkpoint, merged: Checkpoint, ledger: Ledger, adapters: Sequence[Adapter], weights: Sequence[float], criterion: str,
+        only: str | None = None,
+    ) -> None:  # fmt: skip
+        self._only = only
         self._found: dict[str, Finding] = {}
         self._ran = False
         self._stopped: StoppedError | None = None
@@ -99,7 +103,7 @@ class LayerBehaviour:
                 self._found[path] = Finding(CODE, path, Outcome.NOT_INTERPRETED, f"not run: {needs.sentence()}", needs.figures())
             return
         try:
-            forward.run(self._judge)
+            forward.run(self._step)
         except NotInterpretedError as error:
             self._stopped = StoppedError(WHOLE, "the model's inputs", error)
         except StoppedError as error:
@@ -119,6 +123,13 @@ class LayerBehaviour:
         if adapted := sorted(unit.touched | (unit.keys & self.forward.weights.ledger.unjudged.keys())):
             return Finding(CODE, path, Outcome.NOT_INTERPRETED, f"adapted, but tokens alone never reach it: {', '.join(adapted[:SHOWN])}")
         return Finding(CODE, path, Outcome.UNDECIDED, "tokens alone never reach it, and no adapter touches it", tensors_of(unit))
+
+    def _step(self, unit: Unit, call: Call, layer: bool) -> Any:
+        """One unit. Raises NotInterpretedError, which ends the forward, after the last that is asked about."""
+        output = self._judge(unit, call, layer)
+        if self._only is not None and all(path in self._found for path in self.units if fnmatchcase(path, self._only)):
+            raise NotInterpretedError("no other unit was asked about")
+        return output
 
     def _judge(self, unit: Unit, call: Call, layer: bool) -> Any:
         """Runs one unit in all versions, keeps the finding, and returns what goes on."""

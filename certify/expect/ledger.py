@@ -5,6 +5,7 @@ It is built from the base's names, the adapter files and their configurations, a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from certify.errors import NotInterpretedError
 from certify.expect.accounts import Accounts
@@ -55,7 +56,7 @@ class Ledger:
     declared: Declared = field(default_factory=Declared)
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def touched(self) -> set[str]:
         """Every tensor that is not simply the base's."""
         return {*self.parts, *self.replaced, *self.composed, *self.new}

@@ -133,28 +133,32 @@ def histogram(pairs: Sequence[Sequence[float]], kind: str) -> Bars:
 
 @dataclass(frozen=True)
 class Curve:
-    """Three lines over the decoder layers in a box of 300 × 90, logarithmic. failed: (x, y, unit)."""
+    """Three lines over the decoder layers in a box of 300 × 90, logarithmic. failed: (x, y, unit); low, high: labels of the axis."""
 
     lines: dict[str, str]
     failed: list[tuple[float, float, str]]
     left: str
     right: str
-    low: float
-    high: float
+    low: str
+    high: str
 
 
 def curve(units: Sequence[dict[str, Any]]) -> Curve | None:
-    """How far each layer's answer is from the unmerged adapter's; None where no layer was adapted and run."""
+    """How far each layer's answer is from the unmerged adapter's; None where no layer was adapted and run.
+
+    Answers that are not finite lie on the upper edge: the axis is that of the others.
+    """
     layers = [unit for unit in units if unit["unit"].rpartition(".")[2].isdecimal()]
     shown = [unit for unit in layers if (unit["err_base"] or 0) > 0 or (unit["err_merged"] or 0) > 0]
-    values = [value for unit in shown for name in ("err_merged", "err_base", "err_rounding") if (value := unit[name]) and value > 0]
+    held = [value for unit in shown for name in ("err_merged", "err_base", "err_rounding") if (value := unit[name]) and value > 0]
+    values = [value for value in held if value < NOT_FINITE] or ([1.0] if held else [])
     if not shown or not values:
         return None
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
     high = max(high, low + 1)
 
     def point(number: int, value: float) -> tuple[float, float]:
-        share = (math.log10(max(value, 10.0**low)) - low) / (high - low)
+        share = (math.log10(min(max(value, 10.0**low), 10.0**high)) - low) / (high - low)
         return round(30 + 266 * number / max(1, len(shown) - 1), 1), round(70 - 66 * share, 1)
 
     lines = {}
@@ -163,4 +167,9 @@ def curve(units: Sequence[dict[str, Any]]) -> Curve | None:
         lines[name] = " ".join(f"{x},{y}" for x, y in points)
     failed = [(*point(n, unit["err_merged"] or 0), unit["unit"]) for n, unit in enumerate(shown) if unit["outcome"] == "failed"]
     left, right = (unit["unit"].rpartition(".")[2] for unit in (shown[0], shown[-1]))
-    return Curve(lines, failed, left, right, 10.0**low, 10.0**high)
+    return Curve(lines, failed, left, right, _power(low), _power(high))
+
+
+def _power(of_ten: int) -> str:
+    """A label that is short whatever it says."""
+    return {-1: "0.1", 0: "1", 1: "10"}.get(of_ten, f"1e{of_ten}")

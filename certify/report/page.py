@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from certify.report import charts, words
 from certify.report.sections import explained
-from certify.report.text import figure, human, paragraph, printable, shortened
+from certify.report.text import NAME, figure, human, paragraph, printable, shortened
 
+LINES = 16  # of print for all faults on page one; if they would take more, each has one
 FIRST, SHOWN = 8, 100  # faults, accepted differences and the like that are told on page one; and below
 TENSORS = ("not judged", "untouched", "merged", "replaced", "missing", "extra")  # in the order of a reader
 TEMPLATES = Path(__file__).with_name("templates")
@@ -37,7 +38,15 @@ def facts(statement: dict[str, Any]) -> dict[str, Any]:
     predicate: dict[str, Any] = statement["predicate"]
     seen, tone = predicate["overview"], MEANINGS[predicate["verdict"]]
     told = predicate | {"subject": statement["subject"], "merged_digest": words.merged_digest(statement["subject"]), "seen": seen}
-    told |= {"tone": tone[0], "meaning": tone[1], "exit_code": tone[2], "first": FIRST, "shown": SHOWN}
+    told |= {
+        "tone": tone[0],
+        "meaning": tone[1],
+        "exit_code": tone[2],
+        "first": FIRST,
+        "shown": SHOWN,
+        "requester": predicate.get("requester"),
+    }
+    told["crowded"] = sum(map(_lines, seen["faults"]["groups"][:FIRST])) > LINES
     told["checks"] = dict(sorted(predicate["checks"].items(), key=lambda entry: int(entry[0][1:])))  # C2 before C10
     told["tensors"] = {kind: predicate["tensors"][kind] for kind in sorted(predicate["tensors"], key=_order)}
     told["maps"] = [charts.heat_map(stack, number) for number, stack in enumerate(seen["stacks"]) if stack["kinds"]]
@@ -51,6 +60,13 @@ def facts(statement: dict[str, Any]) -> dict[str, Any]:
     told["levels"], told["blind"] = words.levels(predicate), words.blind_spots(predicate)
     told["declared"] = _declared(predicate["accepted"])
     return told
+
+
+def _lines(group: dict[str, Any]) -> int:
+    """Of print that one group of findings takes on page one."""
+    places: int = sum(-(-min(len(place["pattern"]), NAME) // 60) for place in group["places"][:2])
+    cause: int = -(-min(len(group["cause"]), 200) // 40)
+    return max(cause, places + int(group["places_total"] > 2))
 
 
 def _order(kind: str) -> int:

@@ -1,6 +1,6 @@
 """certificate.json, read by somebody who did not write it: what the page shows is there, and is of the kind that it should be."""
 
-import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ OVERVIEW = {
 SCREEN = {"state": str, "findings": [str], "touched": int, "tensors": int, "lost": {"tensors": int, "quartiles": [float]}}
 PREDICATES = {
     "verdict": str, "level": str, "reason": str, "criterion": str, "output_dtype": str, "command": str,
+    "requester?": (str, None),
     "base": SIDE | {"digest": str, "identity": IDENTITY},
     "merged": SIDE,
     "adapters": [{"name": str, "digest": str, "weight": float, "claimed": bool, "tensors": int, "consumed": int}],
@@ -144,5 +145,5 @@ def _is(value: Any, kind: type | None) -> bool:
     if kind is int:
         return isinstance(value, int) and 0 <= value < 2**63
     if kind is float:
-        return isinstance(value, (int, float)) and -(2**1023) < value < 2**1023 and math.isfinite(value)
+        return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # false for NaN
     return isinstance(value, kind)

@@ -2,105 +2,58 @@
 
 import json
 import os
-from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from certify.errors import CertifyError, RefusedError, UsageError
 from certify.report.text import figure, human, printable
-from certify.request import LEVELS
-from certify.signoff.signature import Signer, Trust
+from certify.signoff import manual, options
 
 if TYPE_CHECKING:
+    from certify.signoff.signature import Signing, Trusted
     from certify.signoff.stated import Stated
 
 REFUSED, ERROR = 1, 3
 PASSWORD = "LORA_CERTIFY_KEY_PASSWORD"
-EXITS = "Exit codes: 0 {done} · 1 refused, and the sentence says why · 3 ERROR, the tool itself failed · 4 usage"
-
-Certificate = Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="certificate.json, as the gate wrote it.")]
-Level = Annotated[
-    str, typer.Option(metavar="|".join(LEVELS), autocompletion=lambda: [*LEVELS], help="The least level that is enough.", show_default=True)
-]
 
 
 def sign(
-    certificate: Certificate,
-    private_key: Annotated[Path, typer.Option(metavar="FILE", help="PEM, NIST P-256, P-384 or P-521.")],
-    signing_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM, the X.509 certificate of that key.")] = None,
-    certificate_chain: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="PEM, between it and the root; repeatable.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", show_default="CERTIFICATE.sig", help="The signature.")] = None,
+    certificate: options.Certificate,
+    private_key: options.PrivateKey = None,
+    signing_certificate: options.SigningCertificate = None,
+    certificate_chain: options.Chain = None,
+    sigstore: options.LogIn = False,
+    out: options.Out = None,
 ) -> None:
-    """Sign a certificate: "I have read it, and I release what it names".
-
-    Only a certificate that says CERTIFIED is signed. It stays as it is; the signature, a sigstore bundle, is written beside it, and
-    model-signing's own command can verify it as well.
-
-    An encrypted key is opened with the password in the environment variable LORA_CERTIFY_KEY_PASSWORD (not with an X.509
-    certificate: model-signing 1.1.1 cannot). Keyless signing with sigstore is not built in.
-
-    A key pair, and a signature:
-
-      openssl ecparam -name prime256v1 -genkey -noout -out KEY
-      openssl ec -in KEY -pubout -out KEY.pub
-      lora-certify sign REPORT/certificate.json --private-key KEY
-    """
+    """`lora-certify sign`."""
     with _Answered():
         from certify.inputs.folder import listing_digest
-        from certify.inputs.strict_json import JSON_MAX
-        from certify.signoff import signature
-        from certify.signoff.regular import content
-        from certify.signoff.stated import stated
-        from certify.signoff.verify import CERTIFIED
+        from certify.signoff.sign import sign as signed
 
         _exist(certificate, private_key, signing_certificate, *(certificate_chain or []))
-        if certificate_chain and signing_certificate is None:
-            raise UsageError("--certificate-chain belongs to a --signing-certificate")
-        raw = content(certificate, JSON_MAX)
-        told = stated(raw)
-        if told.verdict != CERTIFIED:
-            raise RefusedError(f"the verdict is {told.verdict}: {told.reason}")
-        password = os.environ.get(PASSWORD)
-        signer = Signer(private_key, password.encode() if password else None, signing_certificate, tuple(certificate_chain or ()))
-        target = out or certificate.with_name(f"{certificate.name}.sig")
-        partial = target.with_name(f"{target.name}.partial")
-        partial.write_bytes(signature.sign(raw, signer))
-        partial.replace(target)
-        typer.echo(f"Signed: {told.verdict}({told.level}). The signature is {target}.")
+        made = signed(certificate, _signer(private_key, signing_certificate, certificate_chain, sigstore=sigstore), out)
+        told = made.certificate
+        typer.echo(f"Signed: {told.verdict}({told.level}). The signature is {made.signature}.")
         _show(told, {"files": figure(len(told.subjects)), "digest": listing_digest(told.subjects)})
 
 
 def verify(
-    merged: Annotated[Path, typer.Argument(metavar="MERGED", help="The directory that is to be deployed.")],
-    certificate: Annotated[Path, typer.Option(metavar="FILE", help="Its certificate.json, which lies outside of it.")],
-    public_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM, the key that must have signed.")] = None,
-    root: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="PEM, X.509 root instead of a key; repeatable.")] = None,
-    signer: Annotated[str | None, typer.Option(metavar="NAME", help="With --root: whose X.509 certificate it must be.")] = None,
-    signature: Annotated[Path | None, typer.Option(metavar="FILE", show_default="CERTIFICATE.sig", help="The signature.")] = None,
-    expect_digest: Annotated[str | None, typer.Option(metavar="D", help="Folder digest that MERGED must have: this very release.")] = None,
-    level: Level = "layers",
-    allow_claimed: Annotated[bool, typer.Option("--allow-claimed", help="Let an adapter pass that only MERGED itself named.")] = False,
+    merged: options.Merged,
+    certificate: options.ItsCertificate,
+    public_key: options.PublicKey = None,
+    root: options.Roots = None,
+    signer: options.SignerName = None,
+    sigstore: options.ByLogin = False,
+    identity: options.Name = None,
+    identity_provider: options.Provider = None,
+    signature: options.Signature = None,
+    expect_digest: options.Digest = None,
+    level: options.Level = "layers",
+    allow_claimed: options.Claimed = False,
 ) -> None:
-    """Say whether a merged directory may be deployed: exit code 0, or one sentence that says why not.
-
-    In this order: the signature is by the key, or by an X.509 certificate that leads to a root, today; the verdict is CERTIFIED; the
-    level is high enough; the adapter was given to the gate, not found by a claim of the merged directory; the folder digest is the
-    expected one; MERGED holds exactly the files that were certified, hidden ones included, and no symbolic link; the sha256 of each,
-    computed anew, is the certified one. Every byte of MERGED is read once, by several threads.
-
-    NAME is the subject of the X.509 certificate as RFC 4514 writes it (CN=Release Desk,O=Example), or an e-mail address, a DNS name
-    or a URI that it was issued for. Without it, whoever holds any certificate under the root can sign.
-
-    The folder digest is the sha256 of the sorted lines "sha256, two spaces, relative path". It says which release is meant: without it,
-    any directory that was ever certified and signed passes with its own certificate.
-
-    Nothing is written. Whoever can write to MERGED can change it afterwards: mount it read-only.
-
-      lora-certify verify MERGED --certificate REPORT/certificate.json --public-key KEY.pub
-      lora-certify verify MERGED --certificate certificate.json --root ROOT.pem --signer release@example.org
-    """
+    """`lora-certify verify`."""
     with _Answered():
         from certify.signoff.verify import Demand
         from certify.signoff.verify import verify as verified
@@ -108,32 +61,17 @@ def verify(
         if not merged.is_dir():
             raise UsageError(f"{merged}: no such directory")
         _exist(certificate, public_key, *(root or []))
-        if (public_key is None) == (not root):
-            raise UsageError("give either --public-key or --root")
-        if signer is not None and not root:
-            raise UsageError("--signer belongs to --root")
+        trust = _trusted(public_key, root, signer, (identity, identity_provider), sigstore=sigstore)
         bundle = signature or certificate.with_name(f"{certificate.name}.sig")
-        found = verified(
-            merged, certificate, bundle, Trust(public_key, tuple(root or ()), signer), Demand(level, expect_digest, allow_claimed)
-        )
+        found = verified(merged, certificate, bundle, trust, Demand(level, expect_digest, allow_claimed))
         told = found.certificate
         typer.echo(f"Verified: {merged.resolve()} is {told.verdict}({told.level})")
         files = f"all {figure(len(told.subjects))} as certified, {human(found.size)}"
         _show(told, {"files": files, "digest": found.digest, "signed by": found.signer})
 
 
-def compare(
-    before: Annotated[Path, typer.Argument(metavar="A", help="One certificate.json.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: everything that changed.")] = False,
-) -> None:
-    """Say what changed from certificate A to certificate B.
-
-    Verdict, level, base, adapters, counts, versions; files by sha256; failures, accepted differences and what the loaders say that are
-    new or gone; error / bound and retention of the tensors that either of them counts among its worst; retention of the whole.
-
-    Signatures are not looked at. The exit code is 0 whatever changed; a script asks --json for "same".
-    """
+def compare(before: options.Before, after: options.After, as_json: options.Json = False) -> None:
+    """`lora-certify compare`."""
     with _Answered():
         from certify.inputs.strict_json import JSON_MAX
         from certify.signoff import compare as comparison
@@ -147,8 +85,42 @@ def compare(
 
 def register(app: typer.Typer) -> None:
     """Add the three commands."""
-    for command, done in ((sign, "signed"), (verify, "verified"), (compare, "compared")):
-        app.command(help=_flowing(command.__doc__ or ""), epilog=EXITS.format(done=done))(command)
+    for command, text, done in ((sign, manual.SIGN, "signed"), (verify, manual.VERIFY, "verified"), (compare, manual.COMPARE, "compared")):
+        app.command(help=_flowing(text), epilog=manual.EXITS.format(done=done))(command)
+
+
+def _signer(key: Path | None, certificate: Path | None, chain: list[Path] | None, *, sigstore: bool) -> "Signing":
+    """Who signs. Raises UsageError for options that do not belong together."""
+    from certify.signoff.keyless import Login
+    from certify.signoff.keys import Signer
+
+    if (key is None) != sigstore:
+        raise UsageError("give either --private-key or --sigstore")
+    if certificate is not None and key is None:
+        raise UsageError("--signing-certificate belongs to a --private-key")
+    if chain and certificate is None:
+        raise UsageError("--certificate-chain belongs to a --signing-certificate")
+    password = os.environ.get(PASSWORD)
+    return Signer(key, password.encode() if password else None, certificate, tuple(chain or ())) if key else Login()
+
+
+def _trusted(
+    key: Path | None, roots: list[Path] | None, signer: str | None, identity: tuple[str | None, str | None], *, sigstore: bool
+) -> "Trusted":
+    """Who must have signed. Raises UsageError for options that do not belong together."""
+    from certify.signoff.keyless import Identity
+    from certify.signoff.keys import Trust
+
+    if [key is not None, bool(roots), sigstore].count(True) != 1:
+        raise UsageError("give either --public-key or --root or --sigstore")
+    if signer is not None and not roots:
+        raise UsageError("--signer belongs to --root")
+    name, provider = identity
+    if sigstore and name and provider:
+        return Identity(name, provider)
+    if sigstore or name or provider:
+        raise UsageError("--sigstore, --identity and --identity-provider belong together: anybody can sign by a login")
+    return Trust(key, tuple(roots or ()), signer)
 
 
 def _show(told: "Stated", lines: dict[str, str]) -> None:
@@ -165,8 +137,8 @@ def _show(told: "Stated", lines: dict[str, str]) -> None:
 
 
 def _flowing(text: str) -> str:
-    """A docstring for a terminal of any width: each paragraph one line, but for examples, which are indented."""
-    paragraphs = cleandoc(text).split("\n\n")
+    """A text for a terminal of any width: each paragraph one line, but for examples, which are indented."""
+    paragraphs = text.strip().split("\n\n")
     return "\n\n".join(part if part.startswith(" ") else part.replace("\n", " ") for part in paragraphs)
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from certify.errors import RefusedError
+from certify.signoff.progress import Read, progress
 from certify.signoff.regular import opened
 
 CHUNK = 4 << 20  # bytes read at a time; hashlib releases the interpreter's lock meanwhile
@@ -22,8 +23,8 @@ def files(directory: Path) -> dict[str, int]:
 def digests(directory: Path, sizes: Mapping[str, int]) -> dict[str, str]:
     """sha256 of each file, hexadecimal; the largest are begun first. Raises RefusedError, OSError."""
     names = sorted(sizes, key=lambda name: -sizes[name])
-    with ThreadPoolExecutor(THREADS) as threads:
-        return dict(zip(names, threads.map(lambda name: _sha256(directory / name), names), strict=True))
+    with progress(sum(sizes.values())) as read, ThreadPoolExecutor(THREADS) as threads:
+        return dict(zip(names, threads.map(lambda name: _sha256(directory / name, read), names), strict=True))
 
 
 def _walk(directory: Path) -> Iterator[tuple[str, int]]:
@@ -42,9 +43,10 @@ def _walk(directory: Path) -> Iterator[tuple[str, int]]:
                     raise RefusedError(f"{name} is neither a file nor a directory")
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, read: Read) -> str:
     digest = hashlib.sha256()
     with opened(path) as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
+            read(len(chunk))
     return digest.hexdigest()

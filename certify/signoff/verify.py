@@ -9,7 +9,7 @@ from certify.inputs.strict_json import JSON_MAX
 from certify.request import DIGEST, LEVELS
 from certify.signoff import directory, signature
 from certify.signoff.regular import content
-from certify.signoff.signature import SIGNATURE_MAX, Trust
+from certify.signoff.signature import SIGNATURE_MAX, Trusted
 from certify.signoff.stated import Stated, stated
 
 CERTIFIED = "CERTIFIED"
@@ -46,7 +46,7 @@ class Verified:
     size: int
 
 
-def verify(merged: Path, certificate: Path, bundle: Path, trust: Trust, demand: Demand) -> Verified:
+def verify(merged: Path, certificate: Path, bundle: Path, trust: Trusted, demand: Demand) -> Verified:
     """Cheap questions first, and nothing of the certificate is interpreted before its signature holds.
 
     Raises RefusedError, whose text is one sentence; UsageError; OSError where a file cannot be read.

@@ -3,13 +3,16 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from merge import default_workers
 from merge.commands import options
 from merge.commands.options import Adapters, Base, Begun, Block, Dtype, Json, Out, Rounding, Rounds, Seed, Weights, refuse_unbuilt, usage
+
+if TYPE_CHECKING:
+    from merge.engine import Result
 
 
 def run(
@@ -19,15 +22,15 @@ def run(
     output_dtype: Dtype = None,
     rounding: Rounding = "",
     block_mib: Block = 1,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: the machine's cores, at most 8.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; default: the machine's cores, at most 8.")] = None,
     weight: Weights = None,
     rounds: Rounds = None,
     seed: Seed = None,
-    device: Annotated[str, typer.Option(help="cpu. (cuda is not built yet.)")] = "cpu",
-    link: Annotated[bool, typer.Option("--link", help="Not built yet.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an output of ours first.")] = False,
-    metrics_file: Annotated[Path | None, typer.Option(help="Figures of the run; default: OUT/merge-run.jsonl.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu. (cuda is not built yet.)")] = "cpu",
+    link: Annotated[bool, typer.Option("--link", metavar="", help="Not built yet.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Remove an output of ours first.")] = False,
+    metrics_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Figures of the run; default: OUT/merge-run.jsonl.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", metavar="", help="Print errors only.")] = False,
     as_json: Json = False,
 ) -> None:
     """Merge an adapter into a checkpoint, or continue a merge that stopped."""
@@ -44,19 +47,24 @@ def run(
     metrics = display.Metrics(metrics_file or out / RUN_FILE, out, threads)
     with display.watched(monitor, metrics, out, quiet=quiet or as_json) as gpus:
         result = engine.run(work, monitor, workers=threads, overwrite=overwrite)
-    certify = display.certify_command(work)
     sample = display.figures(monitor, gpus) | {"whole_seconds": round(time.monotonic() - began, 3)}
     if not result.already:
         metrics.write("end", sample)
+    if as_json or not quiet:
+        typer.echo(_told(result, out, sample, display.certify_command(work), as_json=as_json))
+
+
+def _told(result: "Result", out: Path, sample: dict[str, Any], certify: str, *, as_json: bool) -> str:
+    """What became of a merge, for a script or a person. certify  the command that has it judged"""
+    from merge import display
+
+    made = result.manifest
     if as_json:
-        data = {"out": str(out), "already_finished": result.already, "plan": result.manifest.plan, "tensors": dict(result.manifest.tensors)}
-        typer.echo(
-            json.dumps(data | {"adapter_tensors": result.manifest.adapter_tensors, "run": sample, "certify": certify}, sort_keys=True)
-        )
-    elif not quiet and result.already:
-        typer.echo(f"{out} holds this very merge already, finished. Nothing was written.\nHave it judged:\n  {certify}")
-    elif not quiet:
-        typer.echo(display.summary(result.manifest, sample, whole_seconds=sample["whole_seconds"], certify=certify))
+        data = {"out": str(out), "already_finished": result.already, "plan": made.plan, "tensors": dict(made.tensors)}
+        return json.dumps(data | {"adapter_tensors": made.adapter_tensors, "run": sample, "certify": certify}, sort_keys=True)
+    if result.already:
+        return f"{out} holds this very merge already, finished. Nothing was written.\nHave it judged:\n  {certify}"
+    return display.summary(made, sample, whole_seconds=sample["whole_seconds"], certify=certify)
 
 
 def plan(

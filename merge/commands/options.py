@@ -10,14 +10,18 @@ from merge import lean
 if TYPE_CHECKING:
     from merge.task import Merge
 
-Base = Annotated[Path, typer.Option(help="Directory of the base checkpoint (safetensors).")]
-Adapters = Annotated[list[Path], typer.Option("--adapter", help="Directory of a PEFT adapter; several are summed.")]
-Weights = Annotated[list[float] | None, typer.Option("--weight", help="Factor of each --adapter, in their order; 1 unless given.")]
-Out = Annotated[Path, typer.Option(help="Directory to write: new, empty, or a half-finished merge to continue.")]
-Begun = Annotated[Path, typer.Option("--out", help="Directory of the merge.")]
+Base = Annotated[Path, typer.Option(metavar="DIR", help="Directory of the base checkpoint (safetensors).")]
+Adapters = Annotated[list[Path], typer.Option("--adapter", metavar="DIR", help="Directory of a PEFT adapter; several are summed.")]
+Weights = Annotated[
+    list[float] | None, typer.Option("--weight", metavar="W", help="Factor of each --adapter, in their order; 1 unless given.")
+]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory to write: new, empty, or a half-finished merge to continue.")]
+Begun = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of the merge.")]
 Dtype = Annotated[
     str | None,
-    typer.Option("--output-dtype", help="same, bf16, fp16 or fp32; default: same, but for a quantised base it must be chosen."),
+    typer.Option(
+        "--output-dtype", metavar="DTYPE", help="same, bf16, fp16 or fp32; default: same, but for a quantised base it must be chosen."
+    ),
 ]
 Rounding = Annotated[
     str,
@@ -25,10 +29,12 @@ Rounding = Annotated[
         metavar="RULE", help="nearest, faithful (keeps the fine-tune) or stochastic. Default: faithful for a quantised base, else nearest."
     ),
 ]
-Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of faithful, at most; fewer where that is enough. Default: 8.")]
-Seed = Annotated[int | None, typer.Option(help="Of stochastic; default: 0. Same seed, same bytes.")]
-Block = Annotated[int, typer.Option("--block-mib", min=1, help="Stored mebibytes per slab; part of the plan.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
+Rounds = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Rounds of faithful, at most; fewer where that is enough. Default: 8.")
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Of stochastic; default: 0. Same seed, same bytes.")]
+Block = Annotated[int, typer.Option("--block-mib", min=1, metavar="N", help="Stored mebibytes per slab; part of the plan.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout instead of text.")]
 
 
 def usage(message: str) -> NoReturn:

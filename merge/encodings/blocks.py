@@ -25,26 +25,31 @@ class BlockScales:
 
     def multiply(self, exact: torch.Tensor, start: int) -> None:
         """Codes become values. exact  (n, columns)  float32, rows start … of one matrix, changed in place"""
-        for piece, scale in self._pieces(start, *exact.shape):
-            exact[piece].mul_(scale)
+        for piece, scale in self._pieces(exact, start):
+            piece.mul_(scale)
 
     def divide(self, exact: torch.Tensor, start: int) -> None:
         """Values become what is rounded to a code."""
-        for piece, scale in self._pieces(start, *exact.shape):
-            exact[piece].div_(scale)
+        for piece, scale in self._pieces(exact, start):
+            piece.div_(scale)
 
-    def _pieces(self, start: int, count: int, columns: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Runs of a slab's rows, and the scales that broadcast over each."""
+    def _pieces(self, exact: torch.Tensor, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Runs of a slab's rows, and the scales that broadcast over each: all whole block rows of a matrix together, (n, height, columns),
+        and the rows of a block that the slab or the matrix cuts."""
+        count, columns = exact.shape
         if self.values.shape[1] == 1:
-            yield slice(0, count), self.values[self.block_rows(start, count)]
+            yield exact, self.values[self.block_rows(start, count)]
             return
         done, block_rows = 0, -(-self.rows // self.height)
         while done < count:
             matrix, row = divmod(start + done, self.rows)
-            stop = min(count, done + self.height - row % self.height)
-            scales = self.values[matrix * block_rows + row // self.height]
-            yield slice(done, stop), scales.repeat_interleave(self.width)[:columns]
-            done = stop
+            left, first = min(count - done, self.rows - row), matrix * block_rows + row // self.height
+            whole = 0 if row % self.height else left // self.height
+            high = whole * self.height or min(left, self.height - row % self.height)
+            scales = self.values[first : first + max(1, whole)].repeat_interleave(self.width, 1)[:, :columns]
+            piece = exact[done : done + high]
+            yield (piece.view(whole, self.height, columns), scales.unsqueeze(1)) if whole else (piece, scales)
+            done += high
 
     def block_rows(self, start: int, count: int) -> torch.Tensor:
         """The block row of each of these rows."""

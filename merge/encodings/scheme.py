@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from merge.catalog import Tensor
@@ -70,6 +71,7 @@ def _every(config: Mapping[str, Any]) -> list[Any]:
     return own + [value for key, inner in config.items() if isinstance(inner, dict) and key not in DECLARED_IN for value in _every(inner)]
 
 
+@lru_cache(4096)  # there are a few shapes, and 45,000 weights
 def _grid(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
     """The shape that the scales of one weight have: a number per block, and per matrix of a stack."""
     counts = [-(-length // size) if size else 1 for length, size in zip(shape[-2:], block, strict=False)]

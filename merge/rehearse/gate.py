@@ -5,10 +5,12 @@ The gate shares nothing with this package and is never imported here.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from merge.storing import Rule
 from merge.task import Merge
 
 MANY = 10_000  # tensors, above which weights are judged, and layers are not
+LAYER = re.compile(r"(.+?\.\d+)\.")
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 VERDICTS = {0: "CERTIFIED", 1: "REJECTED", 3: "ERROR", 4: "ERROR", 10: "INCOMPLETE"}
 
@@ -31,13 +34,15 @@ VERDICTS = {0: "CERTIFIED", 1: "REJECTED", 3: "ERROR", 4: "ERROR", 10: "INCOMPLE
 class Judgement:
     """What the gate said of one merged directory.
 
-    failures  (check, subject, sentence), the first few      passed  checks that passed, by code      items  that were judged
+    failures  (check, subject, sentence), the first few      items  that were judged
+    passed, undecided  checks, by code: those that passed, and those whose outputs cannot tell a right merge from none
     """
 
     verdict: str
     level: str
     items: int
     passed: dict[str, int]
+    undecided: dict[str, int]
     failures: tuple[tuple[str, str, str], ...]
     seconds: float
 
@@ -45,6 +50,11 @@ class Judgement:
     def rejected(self) -> set[str]:
         """Subjects with a finding against them."""
         return {subject for _, subject, _ in self.failures}
+
+    @property
+    def spotless(self) -> bool:
+        """True where nothing was found against what was judged, be it all that there is or a part that was asked about."""
+        return self.verdict in ("CERTIFIED", "INCOMPLETE") and not self.failures and self.items > 0
 
 
 def is_giant(work: Merge) -> bool:
@@ -59,8 +69,20 @@ def level(work: Merge) -> str:
     return "modules" if work.plan.literal else "layers"
 
 
+def sample(work: Merge) -> str | None:
+    """The layer of a giant whose modules are run: the first that has as many merged weights as any, and can be named by a pattern alone.
+
+    None where all layers are run, or where there are none.
+    """
+    named = (LAYER.match(operation.target.name) for operation in work.plan.operations if operation.kind == "merge")
+    merged = Counter(found[1] for found in named if found)
+    full = [layer for layer, count in merged.items() if count == max(merged.values())]
+    alone = (layer for layer in full if not any(other != layer and other.startswith(layer) for other in merged))
+    return next(alone, None) if is_giant(work) else None
+
+
 class Judging:
-    """A gate at work on the output of a merge, in a process of its own. only  the one tensor that it is asked about"""
+    """A gate at work on the output of a merge, in a process of its own. only  the pattern of what it is asked about"""
 
     def __init__(self, work: Merge, report: Path, level: str, only: str | None = None) -> None:
         more = [f"--level={level}", f"--report={report}", *([f"--only={only}"] if only else [])]
@@ -83,8 +105,8 @@ class Judging:
         except (OSError, ValueError, KeyError) as error:
             raise MergeError(f"the gate wrote no certificate ({error}); it said:\n{output[-2000:]}") from error
         failures = tuple((f["code"], f["subject"], f["sentence"]) for f in found["failures"])
-        passed = {code: check["passed"] for code, check in found["checks"].items()}
-        return Judgement(verdict, self._level, found["coverage"]["run"], passed, failures, seconds)
+        passed, undecided = ({code: check[kind] for code, check in found["checks"].items()} for kind in ("passed", "undecided"))
+        return Judgement(verdict, self._level, found["coverage"]["run"], passed, undecided, failures, seconds)
 
     def stop(self) -> None:
         """End a gate whose verdict nobody waits for; nothing happens to one that has ended."""

@@ -1,7 +1,7 @@
 """The twin's numbers: seeded by name, so that the order in which they are made does not matter. Pure.
 
 Weights are normal numbers as an initialiser chooses them; every block of a quantised weight has a scale of its own, so that one taken from
-a wrong place shows; the adapter's change has a tenth of a weight's length.
+a wrong place shows, and one weight in eight outgrows its scales; the adapter's change has a tenth of a weight's length.
 """
 
 import math
@@ -20,7 +20,8 @@ from merge.operation import Scale
 SIGMA = 0.02  # of the weights, as initialisers choose it
 RHO = 0.1  # ‖Δ‖ / ‖W‖: survives every storage that is merged into
 CHANCE = 8.0  # / √elements: in few numbers a change is larger, so that it resembles no weight (four σ of a cosine, and twice that in ‖Δ‖)
-EXPONENTS = (-13, -11)  # of the scales: 448 · 2⁻¹³ is 2.7 SIGMA
+TIGHT = (-13, -11)  # exponents of the scales of one weight in ONE_IN: 448 · 2⁻¹³ is 2.7 SIGMA, and the change outgrows them
+ROOMY, ONE_IN = (-9, -7), 8  # of the others: 448 · 2⁻⁹ is 44 SIGMA, and the change fits
 STORED = {
     **{"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64},
     **{"F8_E8M0": torch.float8_e8m0fnu, "U8": torch.float8_e8m0fnu},
@@ -61,7 +62,8 @@ class Base:
     def _values(self, scale: Scale) -> torch.Tensor:
         """Powers of two, whatever they are stored as."""
         chance = generator(scale.tensor.name, self._seed)
-        return torch.exp2(torch.randint(EXPONENTS[0], EXPONENTS[1] + 1, scale.tensor.shape, generator=chance).float())
+        low, high = TIGHT if chance.initial_seed() % ONE_IN == 0 else ROOMY
+        return torch.exp2(torch.randint(low, high + 1, scale.tensor.shape, generator=chance).float())
 
     def _noise(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.randn(shape, generator=generator(self._alias.get(name, name), self._seed))

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ class Rehearsal:
 
     merging    seconds that the twin's merge took
     sound      what the gate said of the twin's merge
+    layer      of a giant: the one whose modules were run      sampled  what the gate said of it
     lost       the weight that was left unmerged in a copy      spoiled  what the gate said of that copy
     """
 
@@ -31,6 +34,8 @@ class Rehearsal:
     twin: Twin
     merging: float
     sound: Judgement
+    layer: str | None
+    sampled: Judgement | None
     lost: str
     spoiled: Judgement
     seconds: float
@@ -42,7 +47,7 @@ class Rehearsal:
 
     @property
     def passed(self) -> bool:
-        return self.sound.verdict == "CERTIFIED" and self.caught
+        return self.sound.verdict == "CERTIFIED" and self.caught and (self.sampled is None or self.sampled.spotless)
 
     def to_json(self) -> dict[str, Any]:
         """As data."""
@@ -62,6 +67,7 @@ class Rehearsal:
                 **cut,
             },
             "gate": asdict(self.sound),
+            "sample": self.sampled and {"layer": self.layer, **asdict(self.sampled)},
             "defect": {"unmerged": self.lost, "caught": self.caught, **asdict(self.spoiled)},
             "forecast": self.foretold.to_json(),
             "seconds": round(self.seconds, 3),
@@ -80,17 +86,20 @@ def rehearse(real: Merge, room: Path, disk: Path, say: Say, *, workers: int, pla
     small = twin.make(real, room, seed=seed)
     say("merging the twin")
     before = time.monotonic()
-    engine.run(small.work, Monitor(), workers=workers)
+    engine.run(small.work, Monitor(), workers=1, processes=workers)  # tensors are so small that threads would wait for each other
     merging = time.monotonic() - before
     spoiled = replace(small.work, out=room / "merged-with-a-defect")
     lost = gate.spoil(small.work, spoiled.out)
     level = gate.level(small.work)
-    say(f"the gate judges the twin's merge ({level}), and a copy with a defect")
-    only = lost if gate.is_giant(small.work) else None
+    say(f"the gate judges the twin's merge ({level}) and a copy with a defect")
+    only, layer = escape(lost) if gate.is_giant(small.work) else None, gate.sample(small.work)
     judging = [Judging(small.work, room / "report", level), Judging(spoiled, room / "report-of-the-defect", "weights", only)]
-    try:
-        verdicts = [process.end() for process in judging]
-    finally:
-        for process in judging:
-            process.stop()
-    return Rehearsal(real, foretold, small, merging, verdicts[0], lost, verdicts[1], planned + time.monotonic() - began)
+    judging += [Judging(small.work, room / "report-of-a-layer", "layers", f"{escape(layer)}*")] if layer else []
+    with ThreadPoolExecutor(len(judging)) as waiting:
+        try:
+            sound, caught, *sampled = waiting.map(Judging.end, judging)
+        finally:
+            for process in judging:
+                process.stop()
+    seconds = planned + time.monotonic() - began
+    return Rehearsal(real, foretold, small, merging, sound, layer, next(iter(sampled), None), lost, caught, seconds)

@@ -52,13 +52,32 @@ def _twin(found: Rehearsal) -> RenderableType:
     planted = Text.assemble("the gate would catch a lost module: ", caught, f" by {codes}\n")
     planted.append(f"{found.lost} was left unmerged in a copy{alone}", "dim")
     return _rows(
-        {"Made": made, "Merged": f"{_deeds(counts)}, in {found.merging:.1f} s", "Judged": _verdict(found.sound), "Defect": planted}
+        {
+            "Made": made,
+            "Merged": f"{_deeds(counts)}, in {found.merging:.1f} s",
+            "Judged": _verdict(found.sound),
+            **_layer(found),
+            "Defect": planted,
+        }
     )
 
 
 def _deeds(counts: Mapping[str, int]) -> str:
     """What happens to how many tensors, where it happens to any."""
     return counted({kind: count for kind, count in counts.items() if count})
+
+
+def _layer(found: Rehearsal) -> dict[str, RenderableType]:
+    """Of a giant: what one layer answers."""
+    judged = found.sampled
+    if judged is None:
+        return {}
+    sign = ("nothing against it", COLOURS["CERTIFIED"]) if judged.spotless else (judged.verdict, COLOURS[judged.verdict])
+    run = ", ".join(f"{code} {judged.passed[code]:,} passed and {judged.undecided[code]:,} undecided" for code in ("C5", "C9"))
+    text = Text.assemble(f"{found.layer} was run, with and without its merge: ", sign, f"; {run}, in {judged.seconds:.0f} s")
+    for _, subject, sentence in judged.failures[:REASONS]:
+        text.append(f"\n{subject}: {sentence}", "dim")
+    return {"Run": text}
 
 
 def _verdict(judged: Judgement) -> Text:

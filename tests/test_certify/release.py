@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from certify import judge
 from certify.__main__ import main
 from certify.signoff import signature
-from certify.signoff.signature import Signer
+from certify.signoff.keys import Signer
 from tests.test_certify.front_checkpoint import make
 
 DAY = timedelta(days=1)

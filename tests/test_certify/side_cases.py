@@ -30,7 +30,7 @@ UNREAD: dict[str, Planted] = {  # what transformers drops as it loads, and other
     "tokenizer_file": ("tokenizer_config.json", {"fast_tokenizer_files": ["tokenizer.99.0.0.json"]}, "fast_tokenizer_files is ["),
     "truncation": ("tokenizer.json", {"truncation": TRUNCATION}, 'truncation is {"direction": "Right", "max_length": 1'),
     "padding": ("tokenizer.json", {"padding": PADDING}, 'padding is {"strategy": {"Fixed": 8}'),
-    "second_dtype": ("config.json", {"dtype": "bfloat16", "torch_dtype": "float16"}, "torch_dtype is float16, the tensors are bfloat16"),
+    "second_dtype": ("config.json", {"dtype": "bfloat16", "torch_dtype": "float16"}, "torch_dtype is float16, bfloat16 was expected"),
     "tensor_plan": ("config.json", {"base_model_tp_plan": PLAN}, "base_model_tp_plan is {"),
     "pipeline_plan": ("config.json", {"base_model_pp_plan": {"norm": [["x"], ["x"]]}}, "base_model_pp_plan is {"),
     "shard_plan": ("config.json", {"base_model_fsdp_plan": {"layers.*": "x"}}, "base_model_fsdp_plan is {"),

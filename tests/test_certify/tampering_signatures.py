@@ -9,7 +9,7 @@ from typing import Any
 import model_signing
 
 from certify.signoff import signature
-from certify.signoff.signature import Signer
+from certify.signoff.keys import Signer
 from tests.test_certify.release import DAY, NOW, Authority, Release
 
 UNSIGNED, UNREADABLE = "the signature does not hold", "the signature cannot be read"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from certify.__main__ import main
 from certify.finding import Finding, Outcome
 from certify.overview import overview
 from certify.overview.names import braces, joined, patterns, place
-from certify.report import markdown, page, read
+from certify.report import charts, markdown, page, read
 from certify.report.junit import BRIEF, SPOKEN
 from certify.report.page import MEANINGS
 from certify.report.running import Running
@@ -177,3 +178,14 @@ def test_junit_of_many_failures_stays_small(tmp_path: Path) -> None:
     brief = list(ET.parse(tmp_path / "junit.xml").iter("failure"))[-1]
     assert brief.text is None
     assert len(brief.attrib["message"]) <= BRIEF
+
+
+def test_an_answer_that_is_not_finite_does_not_stretch_the_curve() -> None:
+    unit = {"outcome": "passed", "err_merged": 2e-3, "err_base": 0.2, "err_rounding": 1e-3}
+    units = [unit | {"unit": f"model.layers.{layer}"} for layer in range(4)]
+    lost = unit | {"unit": "model.layers.4", "outcome": "failed", "err_merged": sys.float_info.max}
+    drawn, alone = charts.curve([*units, lost]), charts.curve([lost | {"err_base": None, "err_rounding": None}])
+    assert drawn is not None
+    assert (drawn.low, drawn.high) == ("1e-3", "1")
+    assert [y for _, y, _ in drawn.failed] == [4.0]
+    assert alone is not None

@@ -58,6 +58,15 @@ def test_it_prints_to_two_pages(tab: Page, made: Path, tmp_path: Path) -> None:
     assert tab.print(tmp_path / "page.pdf") == 2
 
 
+def test_in_print_page_one_ends_with_the_blind_spots_and_the_signature(tab: Page, made: Path) -> None:
+    tab.open(made, 703, 1043)  # A4 less its margins, at 96 dots per inch
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    heights = "['.first', '.two', '.two > div:last-child', '.sign'].map(one => document.querySelector(one).getBoundingClientRect().bottom)"
+    first, both, blind, signature = tab.value(heights)
+    tab.call("Emulation.setEmulatedMedia", media="")
+    assert blind <= both + 1 < signature <= first + 1
+
+
 @pytest.mark.skipif(AXE is None, reason="AXE_CORE names no axe.min.js: `tox -e page` has one")
 @pytest.mark.parametrize("dark", [False, True])
 def test_axe_finds_nothing(dark: bool, tab: Page, made: Path) -> None:

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certify.inputs.folder import folder_digest
 from certify.signoff import directory
+from certify.signoff.progress import Read
 from tests.test_certify import tampering_files, tampering_signatures
 from tests.test_certify.release import Release, call
 from tests.test_certify.tampering_files import SHARD, Tampering, claimed
@@ -85,9 +86,9 @@ def test_usage_is_not_refusal(release: Release, monkeypatch: pytest.MonkeyPatch,
 def test_files_are_hashed_side_by_side(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     together, hashed = threading.Barrier(4), directory._sha256
 
-    def waiting(path: Path) -> str:
+    def waiting(path: Path, read: Read) -> str:
         together.wait(timeout=10)  # until all four files are being hashed
-        return hashed(path)
+        return hashed(path, read)
 
     monkeypatch.setattr(directory, "_sha256", waiting)
     assert call(release.words, monkeypatch) == 0

@@ -1,6 +1,7 @@
 """The twin itself: what it keeps of every family and feature, and where none can be made."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from merge.errors import MergeError
 from merge.forecast import prepared
 from merge.planner import Options
 from merge.proxies import make_adapter, make_checkpoint
-from merge.rehearse import pace, twin
+from merge.rehearse import gate, pace, twin
 from merge.rehearse.dimensions import Cut
 from merge.source import read_base
 from merge.task import Merge
@@ -115,3 +116,19 @@ def test_a_cut_keeps_products_and_pairs() -> None:
     assert small["vision_config"]["out_hidden_size"] == small["hidden_size"]
     assert len({small["bos_token_id"], *small["eos_token_id"]}) == 3
     assert max(small["bos_token_id"], *small["eos_token_id"]) < small["vocab_size"]
+
+
+def test_of_a_giant_one_layer_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_checkpoint("deepseek-v3", tmp_path / "base", layers=13)
+    real = asked(base, make_adapter(base, tmp_path / "adapter", style="colossalai"), tmp_path / "out")
+    assert (gate.level(real), gate.sample(real)) == ("layers", None)
+    monkeypatch.setattr(gate, "MANY", 100)
+    assert (gate.level(real), gate.sample(real)) == ("weights", "model.layers.3"), "before it layers are dense"
+
+
+def test_a_part_that_was_judged_is_spotless_only_where_nothing_is_against_it() -> None:
+    found = gate.Judgement("INCOMPLETE", "layers", 9, {}, {}, (), 1.0)
+    assert found.spotless
+    assert not replace(found, items=0).spotless, "nothing was judged"
+    assert not replace(found, failures=(("C9", "model.layers.2", "…"),)).spotless
+    assert not replace(found, verdict="REJECTED").spotless
