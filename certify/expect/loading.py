@@ -38,6 +38,7 @@ DEFAULT = "default"  # PEFT's name for the only adapter
 TABLE = "LOAD REPORT"  # transformers' table of keys; they are told one by one here
 OF_LIBRARIES = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)  # about the libraries' own code, not about a checkpoint
 SHOWN = 160  # characters of a loader's own words
+MANY = 10_000  # tensors from which a skeleton takes more memory than the libraries themselves
 
 
 @dataclass
@@ -72,7 +73,7 @@ def loading(base: Checkpoint, merged: Checkpoint, declared: Declared | None = No
         found = checkpoint_report(merged)
     except NotInterpretedError as error:
         return Finding(CODE, SUBJECT, Outcome.FAILED, f"transformers builds the base's model, and not this one: {error}")
-    _hand_back()
+    _hand_back(merged)
     if declared is not None and declared.labels:
         expected.unexpected |= found.unexpected & base.tensors.keys()
     figures: dict[str, Figure] = {
@@ -108,7 +109,7 @@ def adapter_loading(base: Checkpoint, adapter: Adapter, subject: str = ADAPTER_S
 
 def checkpoint_report(checkpoint: Checkpoint) -> Report:
     """transformers' report on one directory. Raises NotInterpretedError where it cannot build the model that config.json names."""
-    _hand_back()
+    _hand_back(checkpoint)
     model = skeleton(checkpoint.directory)
     report = Report()
     with _heard(report.said):
@@ -151,8 +152,10 @@ def adapter_report(base: Checkpoint, adapter: Adapter) -> Report:
     return report
 
 
-def _hand_back() -> None:
-    """What an earlier skeleton took goes back to the system, where the C library can do that."""
+def _hand_back(checkpoint: Checkpoint) -> None:
+    """What an earlier skeleton took goes back to the system, where the C library can do that and it is worth the looking."""
+    if len(checkpoint.tensors) < MANY:
+        return
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
