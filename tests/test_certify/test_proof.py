@@ -44,24 +44,32 @@ def failures(report: Path) -> dict[str, str]:
 # ---- what was judged is what the certificate names
 
 
-@pytest.mark.parametrize("folder", [".hidden", "linked"])
-def test_every_judged_file_is_a_subject(folder: str, sound: Question, tmp_path: Path) -> None:
-    merged, real = sound.merged, tmp_path / "elsewhere"
-    index = json.loads((merged / INDEX).read_text())
+def _apart(checkpoint: Path, folder: str, real: Path) -> dict[str, str]:
+    """Its shards lie in a folder of their own, hidden or linked; its weight map then."""
+    index = json.loads((checkpoint / INDEX).read_text())
     real.mkdir()
     for file in set(index["weight_map"].values()):
-        shutil.move(merged / file, real / file)
+        shutil.move(checkpoint / file, real / file)
     if folder == "linked":
-        (merged / folder).symlink_to(real)
+        (checkpoint / folder).symlink_to(real)
     else:
-        shutil.move(real, merged / folder)
-    (merged / "loop").symlink_to(merged)
+        shutil.move(real, checkpoint / folder)
     index["weight_map"] = {name: f"{folder}/{file}" for name, file in index["weight_map"].items()}
-    (merged / INDEX).write_text(json.dumps(index))
+    (checkpoint / INDEX).write_text(json.dumps(index))
+    return dict(index["weight_map"])
+
+
+@pytest.mark.parametrize("folder", [".hidden", "linked"])
+def test_every_judged_file_is_a_subject(folder: str, sound: Question, tmp_path: Path) -> None:
+    merged = sound.merged
+    (merged / "loop").symlink_to(merged)
+    files = _apart(merged, folder, tmp_path / "elsewhere")
+    assert certify.judge(sound.base, sound.adapter, merged, level="weights").exit_code == 1, "the base's lie beside their index"
+    _apart(sound.base, "shards", tmp_path / "base")
     made = certify.judge(sound.base, sound.adapter, merged, level="weights")
     assert made.exit_code == 0, made.reason
     subjects = {file["name"]: file["digest"]["sha256"] for file in made.statement["subject"]}
-    assert sorted(subjects) == sorted({*index["weight_map"].values(), "config.json", INDEX})
+    assert sorted(subjects) == sorted({*files.values(), "config.json", INDEX})
     assert all(digest == hashlib.sha256((merged / name).read_bytes()).hexdigest() for name, digest in subjects.items())
 
 
