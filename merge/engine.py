@@ -93,14 +93,12 @@ def _shards(
         with forked(local, left, processes, monitor) if processes > 1 else nullcontext(local) as runner:
             for shard in left:
                 kept[shard.file] = record = runner.run(shard)
-                for reader in (base, *inputs.adapters):
-                    reader.close()
                 log.finished(record)
                 monitor.finished_shard(len(shard.operations))
         return [kept[shard.file] for shard in merge.plan.shards]
     finally:
-        for reader in (base, written, *inputs.adapters):
-            reader.close()
+        inputs.close()
+        written.close()
 
 
 def _kept(shard: ShardPlan, done: Mapping[str, ShardRecord], out: Path, written: Reader) -> ShardRecord | None:
@@ -121,12 +119,11 @@ def _beside(merge: Merge, sink: Sink) -> None:
 
 def _refuse_damaged(merge: Merge) -> None:
     """Raises AdapterError for what only the numbers show; reads the adapters whole."""
-    base, adapters = Reader(merge.base), tuple(Reader(folder) for folder in merge.adapters)
+    inputs = Inputs(Reader(merge.base), tuple(Reader(folder) for folder in merge.adapters))
     try:
-        numbers.refuse_damaged(merge.plan, merge.opened, Inputs(base, adapters))
+        numbers.refuse_damaged(merge.plan, merge.opened, inputs)
     finally:
-        for reader in (base, *adapters):
-            reader.close()
+        inputs.close()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ LINEAR_ALL_THE_SAME = {  # x Wᵀ by another spelling, or the first step of a ro
 }
 MORE = ("num_additional_embeddings", "out_additional_features")  # Idefics: what it answers besides; with none of it, it is plain
 SCALED = re.compile(r"ScaledWordEmbedding$")  # rows times a number, which PEFT's LoRA is multiplied by as well
+MULTIPLIED_LATER = ("GemmaTextScaledWordEmbedding", "Gemma2TextScaledWordEmbedding")  # in version 4, by the model: a LoRA as well
 READ = r"self\.({})\.weight\b(?!\.(?:dtype|device|shape|size|data|requires_grad)\b)"
 CALLED = r"self\.{}\("
 TIME_STEP = re.compile(r"(^|\.)(mamba|mixer)\.dt_proj$")  # called where the model is quantised, and read everywhere else
@@ -59,9 +60,9 @@ def _is_dilated(module: Any) -> bool:
 
 
 def scaled(model: nn.Module) -> frozenset[str]:
-    """Parameters of embeddings whose rows are multiplied by a number other than one."""
+    """Parameters of embeddings whose rows are multiplied by a number other than one, in version 4 as well."""
     found = ((path, getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0))) for path, module in model.named_modules()
-             if isinstance(module, nn.Embedding))  # fmt: skip
+             if isinstance(module, nn.Embedding) and type(module).__name__ not in MULTIPLIED_LATER)  # fmt: skip
     return frozenset(f"{path}.weight" for path, factor in found if not (isinstance(factor, int | float) and factor == 1))
 
 
@@ -86,7 +87,11 @@ def _source(module: nn.Module) -> str:
     """The methods of a module's class and of those that it derives from, as far as transformers wrote them; without comments and without
     assignments of weights."""
     classes = [own for own in type(module).__mro__ if own.__module__.startswith("transformers.models.")]
-    return re.sub(r"#[^\n]*|[^\n]*\.weight = [^\n]*", "", "\n".join(map(inspect.getsource, classes)))
+    try:
+        sources = list(map(inspect.getsource, classes))
+    except OSError:  # compiled files alone are installed: taken as called
+        return ""
+    return re.sub(r"#[^\n]*|[^\n]*\.weight = [^\n]*", "", "\n".join(sources))
 
 
 def owners(model: nn.Module) -> Mapping[str, Owner]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from merge.architecture.skeleton import read_config, skeleton
+from merge.architecture.skeleton import model_class, read_config, skeleton
 from merge.errors import NOTHING_WRITTEN, AdapterError
 
 SCALARS = (bool, int, float, str, type(None))
@@ -20,9 +20,13 @@ Traits = dict[tuple[str, str], Any]
 def refuse_other_layers(config: Path, changes: Mapping[str, Any], numbers: Sequence[int]) -> None:
     """Raises AdapterError where a layer of the new stack would not be made as the one that it is a copy of.
 
+    An architecture that transformers does not know is taken at its configuration's word.
+
     config  path of the base's config.json      changes  what the merge will change in it      numbers  the layer of the base behind each
     """
-    name = read_config(config)["architectures"][0]
+    name = next(iter(read_config(config).get("architectures") or ()), None)
+    if not isinstance(name, str) or model_class(name) is None:
+        return  # a class that nobody here can ask
     old, new = _stack(skeleton(config, name, {}), max(numbers) + 1), _stack(skeleton(config, name, changes), len(numbers))
     for position, source in enumerate(numbers):
         if _traits(old[source], source) != _traits(new[position], position):

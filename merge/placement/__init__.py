@@ -49,7 +49,7 @@ def place(adapters: Iterable[Adapter], table: NameTable, base: Mapping[str, Tens
     problems: list[str] = []
     for adapter in adapters:
         for contribution in sorted(adapter.contributions, key=lambda c: not isinstance(c, Snapshot)):  # they decide the shapes
-            if isinstance(contribution, Addition) and _is_bypassed(contribution, names):
+            if _is_bypassed(contribution, names):
                 continue
             try:
                 _gather(adapter, contribution, names, base, sites, quantised)
@@ -147,19 +147,30 @@ def _copies(sites: Mapping[str, Site]) -> tuple[Equal, ...]:
 
 
 def _idle(adapters: Iterable[Adapter], names: Names) -> tuple[Read, ...]:
-    """Of every layer that the model never calls, the factor that begins as zero: lora_B, but an embedding's A."""
+    """Of every layer that the model never calls, what begins as zero: lora_B, but an embedding's A; and lora_B's bias."""
     return tuple(
-        Read("adapter", adapter.index, contribution.a if contribution.embedding else contribution.b)
+        Read("adapter", adapter.index, _begun_as_zero(contribution))
         for adapter in adapters
         for contribution in adapter.contributions
-        if isinstance(contribution, Addition) and _is_bypassed(contribution, names)
+        if isinstance(contribution, Addition | Addend) and _is_bypassed(contribution, names)
     )
 
 
-def _is_bypassed(addition: Addition, names: Names) -> bool:
+def _begun_as_zero(contribution: Addition | Addend) -> Tensor:
+    if isinstance(contribution, Addend):
+        return contribution.value
+    return contribution.a if contribution.embedding else contribution.b
+
+
+def _is_bypassed(contribution: Contribution, names: Names) -> bool:
     """PyTorch's attention reads its output projection as well, unless PEFT wrapped the attention as a whole."""
-    weight = next((weight for name in addition.names if (weight := names.find(name))), None)
-    if weight is None or addition.inside:
+    if isinstance(contribution, Addend):
+        beside = [f"{name.removesuffix('.bias')}.weight" for name in contribution.names]
+        return any(weight.layout == "bypassed" for name in beside if (weight := names.find(name)))
+    if not isinstance(contribution, Addition) or contribution.inside:
+        return False
+    weight = next((weight for name in contribution.names if (weight := names.find(name))), None)
+    if weight is None:
         return False
     attention, _, leaf = weight.parameter.rpartition(".out_proj.")
     return weight.layout == "bypassed" or (leaf == "weight" and names.exists(f"{attention}.in_proj_weight"))

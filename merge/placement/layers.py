@@ -48,6 +48,8 @@ def edits(numbers: tuple[int, ...], config: Mapping[str, Any], base: Iterable[Ca
     kinds = config.get("layer_types")
     if not isinstance(kinds, list):
         return found
+    if len(kinds) != count:
+        raise AdapterError(f"layer_replication: layer_types names {len(kinds)} layers, and the base holds {count}. {NOTHING_WRITTEN}")
     if any(kinds[position] != kinds[layer] for position, layer in enumerate(numbers[: len(kinds)])):
         raise AdapterError(
             "layer_replication puts a layer where the base has one of another kind (layer_types): some versions of transformers ran it as "

@@ -53,8 +53,9 @@ class Judgement:
 
     @property
     def spotless(self) -> bool:
-        """True where nothing was found against what was judged, be it all that there is or a part that was asked about."""
-        return self.verdict in ("CERTIFIED", "INCOMPLETE") and not self.failures and self.items > 0
+        """True where modules or layers were run, and nothing was found against what was judged, be it all or a part of it."""
+        behaved = any(found.get(code) for found in (self.passed, self.undecided) for code in ("C5", "C9"))
+        return self.verdict in ("CERTIFIED", "INCOMPLETE") and not self.failures and behaved
 
 
 def is_giant(work: Merge) -> bool:

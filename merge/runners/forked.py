@@ -1,6 +1,7 @@
 """Shards side by side, each in a process: for tensors so small that Python's own steps take the time, which threads cannot share."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -26,38 +27,48 @@ class ForkedRunner:
         self._asked += 1
         try:
             found: ShardRecord | Exception = pipe.recv()
-        except EOFError as error:
-            raise WriteError(f"the process that wrote {shard.file} died") from error
+        except (EOFError, OSError) as error:  # dead before it answered, or while it did
+            raise WriteError(f"the process that wrote {shard.file} died. What is finished is kept: run the same command again") from error
         if isinstance(found, Exception):
             raise found
-        self._monitor.wrote(found.size)
+        self._monitor.wrote(found.size - len(shard.header))
         return found
 
 
 @contextmanager
 def forked(runner: LocalRunner, shards: Sequence[ShardPlan], processes: int, monitor: Monitor) -> Iterator[ForkedRunner]:
     """Processes that are gone at the end. shards  all that will be asked for, in that order"""
-    context, workers, pipes = multiprocessing.get_context("fork"), [], []
-    for first in range(min(processes, len(shards))):
-        ours, theirs = context.Pipe(duplex=False)
-        worker = context.Process(target=_labour, args=(runner, shards[first::processes], theirs), daemon=True)
-        worker.start()
-        theirs.close()
-        workers.append(worker)
-        pipes.append(ours)
+    context, workers, pipes = multiprocessing.get_context("fork"), [], list[Connection]()
     try:
+        for first in range(min(processes, len(shards))):
+            ours, theirs = context.Pipe(duplex=False)
+            pipes.append(ours)
+            workers.append(context.Process(target=_labour, args=(runner, shards[first::processes], theirs, tuple(pipes)), daemon=True))
+            workers[-1].start()
+            theirs.close()
         yield ForkedRunner(pipes, monitor)
     finally:
         for worker in workers:
-            worker.kill()
-            worker.join()
+            if worker.pid is not None:
+                worker.kill()
+                worker.join()
 
 
-def _labour(runner: LocalRunner, shards: Sequence[ShardPlan], pipe: Connection) -> None:
-    """In a process of its own."""
+def _labour(runner: LocalRunner, shards: Sequence[ShardPlan], pipe: Connection, inherited: Sequence[Connection]) -> None:
+    """In a process of its own. inherited  the ends that are read from: while one is open here, nobody learns that the reader is gone"""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent answers it, and ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for end in inherited:
+        end.close()
     for shard in shards:
+        found: ShardRecord | Exception
         try:
-            pipe.send(runner.run(shard))
+            found = runner.run(shard)
         except Exception as error:
-            pipe.send(error)
+            found = error
+        try:
+            pipe.send(found)
+        except BrokenPipeError:  # the parent was killed
+            return
+        if isinstance(found, Exception):
             return

@@ -43,13 +43,14 @@ class LocalRunner:
         self._inputs, self._sink, self._monitor, self._workers, self._rule = inputs, sink, monitor, workers, rule
 
     def run(self, shard: ShardPlan) -> ShardRecord:
-        """Write one shard, durable under its final name; raises what the first failing thread raised."""
+        """Write one shard, durable under its final name; raises what the first failing thread raised, or that an input changed."""
         descriptor = self._sink.begin(shard.file, shard.header, shard.size)
         try:
             checksums, sums = self._work(shard, descriptor)
             self._sink.commit(shard.file, descriptor)
         finally:
             os.close(descriptor)
+        self._inputs.close()
         return ShardRecord(shard.file, shard.size, tuple(checksums), sums)
 
     def _work(self, shard: ShardPlan, descriptor: int) -> tuple[list[str], dict[str, tuple[float, ...]]]:

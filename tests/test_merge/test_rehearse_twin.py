@@ -127,8 +127,9 @@ def test_of_a_giant_one_layer_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_part_that_was_judged_is_spotless_only_where_nothing_is_against_it() -> None:
-    found = gate.Judgement("INCOMPLETE", "layers", 9, {}, {}, (), 1.0)
+    found = gate.Judgement("INCOMPLETE", "layers", 9, {"C2": 9, "C5": 3}, {}, (), 1.0)
     assert found.spotless
-    assert not replace(found, items=0).spotless, "nothing was judged"
+    assert replace(found, passed={"C2": 9}, undecided={"C9": 1}).spotless
+    assert not replace(found, passed={"C2": 9, "C5": 0}).spotless, "nothing was run"
     assert not replace(found, failures=(("C9", "model.layers.2", "…"),)).spotless
     assert not replace(found, verdict="REJECTED").spotless
