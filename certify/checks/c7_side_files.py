@@ -21,6 +21,7 @@ from certify.inputs.side_files import (
     GENERATION,
     PROCESSORS,
     SETTINGS,
+    VERSIONED,
     complete_tokenizers,
     is_code,
     is_tokenizer,
@@ -32,6 +33,7 @@ from certify.inputs.strict_json import read_object
 CODE = "C7"
 TITLE = "configuration, tokenizer and other side files mean what base and adapter say"
 IDENTITY = "base: identity"  # the subject that exists where the request states the base's digest
+MISSING = "missing; the base has it"
 SHOWN = 4  # problems told per file
 DERIVED = "_from_model_config"  # of generation settings: version 4 makes them anew from config.json where that has any
 
@@ -80,7 +82,7 @@ class SideFiles:
         if not expected.is_file():
             return self._added(name, found)
         if not found.is_file():
-            return ["missing; the base has it"]
+            return [MISSING]
         if name == CONFIG and _is_object(expected):
             return config_problems(self.base, self.merged, self.output_dtype, self._declared())
         if sha256(found) == sha256(expected):
@@ -97,6 +99,8 @@ class SideFiles:
         told = tokenizer_problems(self.base.directory, self.merged.directory, self.sources, rows)
         for name in [name for name in told if name not in self.subjects]:  # of a file that neither side has
             told.setdefault(next(filter(is_tokenizer, self.subjects)), []).extend(told.pop(name))
+        lost = tokenizer_files(self.base.directory) - tokenizer_files(self.merged.directory)
+        told |= {name: [MISSING] for name in lost if VERSIONED.fullmatch(name)}  # nothing that transformers reads stands for it
         return told
 
     def _added(self, name: str, found: Path) -> list[str]:
