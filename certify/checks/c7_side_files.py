@@ -9,7 +9,7 @@ from certify.checks.c7_processor import added_processor
 from certify.checks.c7_quantisation import EXPORTED, quantised
 from certify.checks.c7_tokenizer import tokenizer_problems
 from certify.checks.c7_tokenizer_files import Problems
-from certify.errors import DamagedError
+from certify.errors import DamagedError, NotInterpretedError
 from certify.expect.declared import Declared
 from certify.expect.meaning import config_meaning, differences, generation_meaning, without_noise
 from certify.finding import Finding, Outcome
@@ -65,6 +65,8 @@ class SideFiles:
             problems = self._problems(name)
         except (DamagedError, RecursionError) as error:  # JSON may be nested as deeply as somebody likes
             problems = [str(error)]
+        except NotInterpretedError as error:
+            return Finding(CODE, name, Outcome.NOT_INTERPRETED, str(error))
         if not problems:
             return Finding(CODE, name, Outcome.PASSED)
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
