@@ -12,7 +12,7 @@ from tests.matrix.families import GROUPED
 def of_layers(layers: int) -> t.SmolLM3ForCausalLM:
     """Every second one turns no positions: its `use_rope` is the number 0."""
     with torch.device("meta"):
-        return t.SmolLM3ForCausalLM(t.SmolLM3Config(**GROUPED | {"num_hidden_layers": layers}, no_rope_layer_interval=2, pad_token_id=0))
+        return t.SmolLM3ForCausalLM(t.SmolLM3Config(**GROUPED | {"num_hidden_layers": layers}, no_rope_layer_interval=2))
 
 
 def test_a_setting_that_is_a_number_tells_layers_apart() -> None:
