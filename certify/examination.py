@@ -62,7 +62,7 @@ class Examination:
         self.adapters: tuple[Adapter, ...] = tuple(open_adapter(path) for path in paths)
         self.weights = request.weights or (1.0,) * len(self.adapters)
         self.places = places(self.base, self.merged)
-        self.files = Files(self.base, self.merged, self.adapters)
+        self.files = Files(self.base, self.merged, self.adapters, request.output_dtype)
         self.side_files = SideFiles(self.base, self.merged, paths, request.output_dtype, request.base_digest, lambda: self.ledger.declared)
 
     @cached_property

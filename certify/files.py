@@ -25,8 +25,8 @@ def numbered(adapters: int) -> list[str]:
 class Files:
     """subjects: file names of the merged directory, and labels for those of the inputs; sorted."""
 
-    def __init__(self, base: Checkpoint, merged: Checkpoint, adapters: Sequence[Adapter]) -> None:
-        self.base, self.merged = base, merged
+    def __init__(self, base: Checkpoint, merged: Checkpoint, adapters: Sequence[Adapter], output_dtype: str = "same") -> None:
+        self.base, self.merged, self.output_dtype = base, merged, output_dtype
         self._inputs = _inputs(base, adapters)
         self._held = {*merged.weight_files, *merged.stray, *({INDEX} if merged.sharded else ())}
         self.subjects = tuple(sorted({*self._held, *self._inputs}))
@@ -37,7 +37,7 @@ class Files:
             own = ["a weight file of the merged directory bears this name, which means another file here"] if name in self._held else []
             return c1_files.damaged_input(name, own + self._inputs[name])
         if name == INDEX:
-            return c1_files.index_file(name, self.merged)
+            return c1_files.index_file(name, self.merged, self.base, self.output_dtype)
         if name in self.merged.stray:
             return c1_files.stray_file(name, self.merged)
         return c1_files.weight_file(name, name, self.merged, self.base)

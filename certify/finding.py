@@ -38,12 +38,12 @@ class Finding:
 
     @property
     def data(self) -> dict[str, Any]:
-        """JSON data, as `of` takes it: what `dataclasses.asdict` would make of it, without copies."""
+        """JSON data, as `of` takes it; without copies."""
         named = {"code": self.code, "subject": self.subject, "outcome": self.outcome, "sentence": self.sentence}
         return {**named, "figures": self.figures}
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Finding":
-        """From what `dataclasses.asdict` made of one."""
+        """From the `data` of one, read from JSON again."""
         shared = {name: sys.intern(data[name]) for name in ("code", "subject")}  # there are 92,000 tensors, and a few findings of each
         return cls(**{**data, **shared, "outcome": Outcome(data["outcome"]), "figures": data["figures"] or NOTHING})

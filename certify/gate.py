@@ -113,7 +113,7 @@ class Gate:
         self._evidence(report)
         yield
         reporter, option = self.config.pluginmanager.get_plugin("terminalreporter"), self.config.option
-        if reporter is None or option.durations or {*option.reportchars} & {*"pPA"}:
+        if reporter is None or option.durations is not None or {*option.reportchars} & {*"pPA"}:
             return
         reporter.stats.pop("", None)  # of steps that nobody counts
         passed = reporter.stats.get("passed")

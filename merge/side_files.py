@@ -20,6 +20,10 @@ TOKENIZER = (
     *VOCABULARIES,
     *("tokenizer_config.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
 )
+BESIDE = re.compile(  # what other libraries read of a tokenizer: an adapter seldom has it, and the base's stays where it has none
+    r"tekken\.json|sentencepiece\.bpe\.model|[^/]+\.tiktoken|tokenizer\.(\d[\w.]*\.json|model\.v\d+\S*)"
+)
+MORE_TEMPLATES = "additional_chat_templates/"
 CONFIG, CARD = "config.json", "README.md"
 OURS = ("merge-manifest.json", "merge-run.jsonl")  # of an earlier merge, if the base is one
 OTHER_SENSES = ("vision", "audio")  # sections of a configuration that have vocabularies and layers of their own
@@ -59,8 +63,8 @@ def survey(base: Path, adapters: Iterable[Path], shards: Iterable[str], *, new_c
     for adapter in adapters:
         own = tokenizer(adapter)
         if own:
-            sources = {name: path for name, path in sources.items() if name not in TOKENIZER} | own
-            origins = {name: kind for name, kind in origins.items() if name not in TOKENIZER} | dict.fromkeys(own, "adapter")
+            sources = {name: path for name, path in sources.items() if not _is_replaced(name)} | own
+            origins = {name: kind for name, kind in origins.items() if not _is_replaced(name)} | dict.fromkeys(own, "adapter")
     origins[CARD] = "written"
     if new_config:
         origins[CONFIG] = "written"
@@ -70,8 +74,14 @@ def survey(base: Path, adapters: Iterable[Path], shards: Iterable[str], *, new_c
 
 def tokenizer(folder: Path) -> dict[str, Path]:
     """The files of a folder's tokenizer, if it holds a complete one."""
-    own = {name: folder / name for name in TOKENIZER if (folder / name).is_file()}
+    present = {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
+    own = {name: path for name, path in present.items() if _is_replaced(name) or BESIDE.fullmatch(name)}
     return own if "tokenizer_config.json" in own and any(name in own for name in VOCABULARIES) else {}
+
+
+def _is_replaced(name: str) -> bool:
+    """Whether a tokenizer of the adapter's leaves nothing of the base's file of this name."""
+    return name in TOKENIZER or name.startswith(MORE_TEMPLATES)
 
 
 def _refuse_two_tokenizers(adapters: tuple[Path, ...]) -> None:
@@ -134,10 +144,12 @@ def _retyped(value: Any, dtype: str) -> Any:
     return value
 
 
-def index(weight_map: Mapping[str, str], total_size: int, before: Path) -> bytes:
-    """The index of the output: the base's metadata, with total_size as it is now."""
+def index(weight_map: Mapping[str, str], total_size: int, before: Path, output_dtype: str = "same") -> bytes:
+    """The index of the output: the base's metadata, with total_size as it is now, and the dtype where another one is chosen."""
     metadata = read_json(before).get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
+    if output_dtype != "same":
+        metadata = _retyped(metadata, TORCH_DTYPES[output_dtype])
     return (json.dumps({"metadata": {**metadata, "total_size": total_size}, "weight_map": weight_map}, indent=2) + "\n").encode()
 
 

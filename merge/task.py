@@ -154,7 +154,7 @@ class Merge:
         made, path = self.plan, self.base / side_files.CONFIG
         found = {}
         if (self.base / source.INDEX).exists():
-            found[source.INDEX] = side_files.index(made.weight_map, made.total_size, self.base / source.INDEX)
+            found[source.INDEX] = side_files.index(made.weight_map, made.total_size, self.base / source.INDEX, self.options.output_dtype)
         if self.side_files.origins.get(side_files.CONFIG) == "written":
             found[side_files.CONFIG] = side_files.config(path, self.options.output_dtype, made.edits, encodings.DECLARED_IN)
         return found | {side_files.CARD: side_files.card(self.base, self.adapters, made.counts)}

@@ -9,6 +9,7 @@ import transformers as t
 from torch import nn
 
 from certify.expect import behaviour
+from certify.expect.witness import hold_kinds
 from merge.architecture import modules
 from tests.matrix import trial
 from tests.matrix.families import BERT, EXPERTS, GROUPED, LINEAR_ATTENTION
@@ -67,11 +68,42 @@ MODELS: dict[str, tuple[Callable[[], Any], set[str], set[str]]] = {  # …, modu
 }  # fmt: skip
 
 
+def test_a_probe_asks_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that others hold, or whose driver is too old, says nothing about a module; nor does the probe move anybody's chance."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("get_rng_state", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, busy)
+    module = nn.Linear(8, 8)
+    before = torch.get_rng_state()
+    assert behaviour.is_plain(module)
+    assert torch.equal(torch.get_rng_state(), before)
+    hold_kinds()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def busy(*_: object) -> None:
+    raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+
+def test_a_module_that_shakes_its_inputs_while_it_learns_is_plain() -> None:
+    class Shaken(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.dropout(inputs, 0.5, self.training))
+
+    assert behaviour.is_plain(Shaken(8, 8).train())
+
+
+@pytest.mark.parametrize("module", ["transformers.models.nowhere", "transformers.models.llama.modeling_llama"])
+def test_a_class_without_source_is_taken_as_called(module: str) -> None:
+    kind = type("Holder", (nn.Module,), {"__module__": module})
+    assert behaviour.is_called(kind, "proj")
+
+
 def of_the_gate(model: nn.Module) -> tuple[set[str], set[str]]:
     odd = {path for path, module in model.named_modules() if not _is_grouped(module) and not behaviour.is_plain(module)}
     holders = [(path, module, name) for path, module in model.named_modules() for name, child in module.named_children()
                if isinstance(child, modules.PLAIN)]  # fmt: skip
-    return odd, {f"{path}.{name}".lstrip(".") for path, module, name in holders if not behaviour.is_called(module, name)}
+    return odd, {f"{path}.{name}".lstrip(".") for path, module, name in holders if not behaviour.is_called(type(module), name)}
 
 
 def _is_grouped(module: nn.Module) -> bool:

@@ -6,7 +6,8 @@ from certify.inputs.dtypes import TORCH_NAMES
 
 CODE = "C1"
 TITLE = "files are sound, the index agrees with them, nothing stray lies beside them"
-FORMAT = "pt"  # that of PyTorch, which version 4 of transformers must find in a file, or else takes for another framework's
+FORMATS = ("pt", "mlx")  # which version 4 of transformers loads as PyTorch's; it takes any other for another framework's
+STATED = TORCH_NAMES | {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # a header's dtype → what an index calls it
 SHOWN = 4  # names of tensors shown per problem
 
 
@@ -16,8 +17,8 @@ def weight_file(subject: str, file: str, checkpoint: Checkpoint, base: Checkpoin
         return _finding(subject, ["the index names this file, but it does not exist"])
     header = checkpoint.headers[file]
     problems = list(header.problems)
-    formats = {"", FORMAT, *(theirs.format for theirs in base.headers.values())}
-    problems += [f"states the format {header.format!r}, not {FORMAT!r}"] if header.format not in formats else []
+    formats = {"", *FORMATS, *(theirs.format for theirs in base.headers.values())}
+    problems += [f"states the format {header.format!r}, not {FORMATS[0]!r}"] if header.format not in formats else []
     if "/" in file and not any("/" in theirs for theirs in base.headers):
         problems.append("lies in a folder of its own; loaders that list the directory, as vLLM does, do not find it")
     elsewhere = [name for name in header.entries if checkpoint.weight_map.get(name) != file]
@@ -34,15 +35,16 @@ def weight_file(subject: str, file: str, checkpoint: Checkpoint, base: Checkpoin
     return _finding(subject, problems)
 
 
-def index_file(subject: str, checkpoint: Checkpoint) -> Finding:
-    """The index itself: readable, its files exist, its total_size is the sum of all tensors."""
+def index_file(subject: str, checkpoint: Checkpoint, base: Checkpoint, output_dtype: str) -> Finding:
+    """The index itself: readable, its files exist, its total_size is the sum of all tensors, its dtype one of theirs or the base's word."""
     problems = list(checkpoint.index_problems)
     problems += [f"names {file}, which does not exist" for file in checkpoint.absent]
     held = sum(tensor.entry.stop - tensor.entry.start for tensor in checkpoint.tensors.values())
     if checkpoint.total_size is not None and checkpoint.total_size != held:
         problems.append(f"total_size is {checkpoint.total_size:,}; the tensors have {held:,} bytes")
-    dtypes = {TORCH_NAMES.get(tensor.dtype, tensor.dtype) for tensor in checkpoint.tensors.values()}
-    if checkpoint.index_dtype and {checkpoint.index_dtype.removeprefix("torch.")} != dtypes:
+    dtypes = {STATED.get(tensor.dtype, tensor.dtype) for tensor in checkpoint.tensors.values()}
+    known = dtypes | ({base.index_dtype.removeprefix("torch.")} if output_dtype == "same" else set())
+    if checkpoint.index_dtype and checkpoint.index_dtype.removeprefix("torch.") not in known:
         problems.append(f"its metadata states the dtype {checkpoint.index_dtype}; the tensors are {', '.join(sorted(dtypes))}")
     return _finding(subject, problems)
 

@@ -8,7 +8,7 @@ from certify.checks.c7_quantisation import contradiction, quantised, without
 from certify.checks.c7_unread import unread_problems
 from certify.encodings.declaration import STATED
 from certify.expect.declared import Declared
-from certify.expect.meaning import config_meaning, differences, nulls_stated, without_noise
+from certify.expect.meaning import config_meaning, differences, nulls_stated, without_noise, without_repetition
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import TARGETS, TORCH_NAMES
 from certify.inputs.side_files import CONFIG
@@ -37,6 +37,7 @@ def config_problems(base: Checkpoint, merged: Checkpoint, output_dtype: str, dec
         found, expected, ours, theirs = (without(side) for side in (found, expected, ours, theirs))
     if declared is not None:
         theirs, expected = (as_declared(side, declared, ours) for side in (theirs, expected))
+    found, ours = (without_repetition(side, theirs) for side in (found, ours))
     meant = [without_noise(side) for side in (ours, theirs)]
     told = differences(*map(nulls_stated, meant)) if unknown else differences(*meant)
     raw, stated = without_noise(found), without_noise(expected)

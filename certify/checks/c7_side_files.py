@@ -9,7 +9,7 @@ from certify.checks.c7_processor import added_processor
 from certify.checks.c7_quantisation import EXPORTED, quantised
 from certify.checks.c7_tokenizer import tokenizer_problems
 from certify.checks.c7_tokenizer_files import Problems
-from certify.errors import DamagedError
+from certify.errors import DamagedError, NotInterpretedError
 from certify.expect.declared import Declared
 from certify.expect.meaning import config_meaning, differences, generation_meaning, without_noise
 from certify.finding import Finding, Outcome
@@ -21,6 +21,7 @@ from certify.inputs.side_files import (
     GENERATION,
     PROCESSORS,
     SETTINGS,
+    VERSIONED,
     complete_tokenizers,
     is_code,
     is_tokenizer,
@@ -32,6 +33,7 @@ from certify.inputs.strict_json import read_object
 CODE = "C7"
 TITLE = "configuration, tokenizer and other side files mean what base and adapter say"
 IDENTITY = "base: identity"  # the subject that exists where the request states the base's digest
+MISSING = "missing; the base has it"
 SHOWN = 4  # problems told per file
 DERIVED = "_from_model_config"  # of generation settings: version 4 makes them anew from config.json where that has any
 
@@ -63,6 +65,8 @@ class SideFiles:
             problems = self._problems(name)
         except (DamagedError, RecursionError) as error:  # JSON may be nested as deeply as somebody likes
             problems = [str(error)]
+        except NotInterpretedError as error:
+            return Finding(CODE, name, Outcome.NOT_INTERPRETED, str(error))
         if not problems:
             return Finding(CODE, name, Outcome.PASSED)
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
@@ -80,7 +84,7 @@ class SideFiles:
         if not expected.is_file():
             return self._added(name, found)
         if not found.is_file():
-            return ["missing; the base has it"]
+            return [MISSING]
         if name == CONFIG and _is_object(expected):
             return config_problems(self.base, self.merged, self.output_dtype, self._declared())
         if sha256(found) == sha256(expected):
@@ -97,6 +101,8 @@ class SideFiles:
         told = tokenizer_problems(self.base.directory, self.merged.directory, self.sources, rows)
         for name in [name for name in told if name not in self.subjects]:  # of a file that neither side has
             told.setdefault(next(filter(is_tokenizer, self.subjects)), []).extend(told.pop(name))
+        lost = tokenizer_files(self.base.directory) - tokenizer_files(self.merged.directory)
+        told |= {name: [MISSING] for name in lost if VERSIONED.fullmatch(name)}  # nothing that transformers reads stands for it
         return told
 
     def _added(self, name: str, found: Path) -> list[str]:

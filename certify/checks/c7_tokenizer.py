@@ -39,7 +39,7 @@ def _against(base: Path, merged: Path, source: Path, rows: dict[Path, int | None
         return _ids(merged, source, rows)
     loaded = _loaded(merged, source, base, problems)
     if not problems:
-        problems |= carried_files(merged, source, (ours | theirs) - same, loaded)
+        problems |= carried_files(base, merged, source, (ours | theirs) - same, loaded)
         _compare_templates(merged, source, ours | theirs, problems)
     if TOKENIZER_JSON in ours - same:
         _compare_unread(merged, source, problems)

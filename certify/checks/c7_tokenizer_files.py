@@ -6,14 +6,25 @@ from typing import Any
 from certify.checks.c7_tokenizer_keys import contents
 from certify.errors import DamagedError
 from certify.expect.meaning import differences, tokenizer_meaning, without_noise
-from certify.inputs.side_files import ADDED, MERGES, MORE_TEMPLATES, OLD_TEMPLATE, SPECIAL, TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_JSON
+from certify.inputs.folder import sha256
+from certify.inputs.side_files import (
+    ADDED,
+    MERGES,
+    MORE_TEMPLATES,
+    OLD_TEMPLATE,
+    SPECIAL,
+    TEMPLATE,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCABULARIES,
+)
 from certify.inputs.strict_json import read_object
 
 Problems = dict[str, list[str]]  # file → sentences
 LISTED = ("vocab.json", "vocab.txt")  # vocabularies that can be read without a library
 
 
-def carried_files(merged: Path, source: Path, names: set[str] | frozenset[str], loaded: Any | None) -> Problems:
+def carried_files(base: Path, merged: Path, source: Path, names: set[str] | frozenset[str], loaded: Any | None) -> Problems:
     """File by file. Where a loader has read both alike, a file that it did not need may be absent, or written another way.
 
     loaded: the source's tokenizer, if a loader reads it
@@ -29,7 +40,8 @@ def carried_files(merged: Path, source: Path, names: set[str] | frozenset[str], 
         if name in (TEMPLATE, OLD_TEMPLATE, *read) or name.startswith(MORE_TEMPLATES):
             continue
         if not (source / name).is_file():
-            lines = [] if loaded is None else _added(merged / name, loaded)
+            telling = loaded is not None or name in (*VOCABULARIES, MERGES)
+            lines = _added(merged / name, base / name, loaded) if telling else []
         elif not (merged / name).is_file():
             lines = [] if loaded is not None else ["missing; the original tokenizer has it"]
         else:
@@ -38,22 +50,32 @@ def carried_files(merged: Path, source: Path, names: set[str] | frozenset[str], 
     return problems
 
 
-def _added(found: Path, loaded: Any) -> list[str]:
-    """A file that the original has not: version 4 writes the same once more for its slow tokenizers, and nothing else may stand there."""
-    try:
-        if found.name in (SPECIAL, ADDED):
-            stated = contents(read_object(found))
-            return differences(stated, _tokens(loaded, stated) if found.name == SPECIAL else _numbered(loaded, stated))
-        if found.name in LISTED:
-            stated = read_object(found) if found.suffix == ".json" else _rows(found)
-            return differences(stated, _numbered(loaded, stated))
-        if found.name == MERGES:
-            model = tokenizer_meaning(loaded)[0].get("model", {})
-            pairs = [" ".join(pair) if isinstance(pair, list) else pair for pair in model.get("merges", ())]
-            return [] if _lines(found) == pairs else [f"{len(_lines(found)):,} merges that are not the original's {len(pairs):,}"]
-    except (DamagedError, UnicodeDecodeError) as error:
-        return [str(error)]
+def _added(found: Path, carried: Path, loaded: Any | None) -> list[str]:
+    """A file that the original has not. What the loaded tokenizer can account for is held against it; what other libraries read
+    (tekken.json, a tokenizer.model) may be carried from the base beside an adapter's tokenizer, and nothing else may stand there.
+    """
+    if loaded is not None and found.name in (SPECIAL, ADDED, *LISTED, MERGES):
+        try:
+            return _written_again(found, loaded)
+        except (DamagedError, UnicodeDecodeError) as error:
+            return [str(error)]
+    if carried.is_file() and sha256(carried) == sha256(found):
+        return []
     return ["the original tokenizer has no such file; a loader that prefers it would read another vocabulary"]
+
+
+def _written_again(found: Path, loaded: Any) -> list[str]:
+    """Version 4 writes the same once more for its slow tokenizers. Raises DamagedError, UnicodeDecodeError."""
+    model = tokenizer_meaning(loaded)[0].get("model", {})
+    if found.name == MERGES:
+        pairs = [" ".join(pair) if isinstance(pair, list) else pair for pair in model.get("merges", ())]
+        return [] if _lines(found) == pairs else [f"{len(_lines(found)):,} merges that are not the original's {len(pairs):,}"]
+    if found.name in LISTED:
+        stated = read_object(found) if found.suffix == ".json" else _rows(found)
+        whole = model.get("vocab")  # all of it must be there; tokens that were added to it may stand elsewhere
+        return differences(stated, _numbered(loaded, stated) | (whole if isinstance(whole, dict) else {}))
+    stated = contents(read_object(found))
+    return differences(stated, _tokens(loaded, stated) if found.name == SPECIAL else _numbered(loaded, stated))
 
 
 def _tokens(loaded: Any, stated: dict[str, Any]) -> dict[str, Any]:

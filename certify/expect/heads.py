@@ -42,7 +42,9 @@ def lost_head(model: Any, task: str) -> str:
         held = _made(model, task, 1).state_dict() if task in AUTO else {}
     except Exception:  # as above
         return ""
-    return min(held.keys() - model.state_dict().keys(), default="")
+    prefix = f"{model.base_model_prefix}."  # which the names of a model without any head lack
+    own = model.state_dict().keys()
+    return min((name for name in held.keys() - own if name.removeprefix(prefix) not in own), default="")
 
 
 def _made(model: Any, task: str, labels: int) -> Any:

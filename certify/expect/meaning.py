@@ -18,8 +18,9 @@ from certify.inputs.strict_json import read_object
 NOISE = ("transformers_version", "dtype", "torch_dtype")  # keys that say who wrote the file; the dtype is judged by itself
 NOTES = (
     *("_name_or_path", "_commit_hash", "_original_object_hash"),  # where a configuration came from
-    *("_attn_implementation_autoset", "_valid_processor_keys"),  # what version 4 kept for itself, and wrote
+    *("_attn_implementation_autoset", "_flash_attn_2_enabled", "_valid_processor_keys"),  # what version 4 kept for itself, and wrote
 )  # any other key that begins with "_" is an attribute like the rest: transformers sets it as it stands
+PATTERN = "_sliding_window_pattern"  # of version 4: each layer of this number sees the whole text, those before it a window
 SAFE = {"local_files_only": True, "trust_remote_code": False}
 SETTINGS = (
     *("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "model_input_names"),
@@ -124,6 +125,25 @@ def without_noise(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_noise(held) for key, held in value.items() if key not in (*NOISE, *NOTES)}
     return [without_noise(held) for held in value] if isinstance(value, list) else value
+
+
+def without_repetition(config: Meaning, meaning: Meaning) -> Meaning:
+    """A configuration less the pattern of layers that version 4.5x wrote, wherever it says again which kinds of layers there are.
+
+    meaning: the base's, with its layer_types
+    """
+    kept = {
+        key: without_repetition(held, meaning[key]) if isinstance(held, dict) and isinstance(meaning.get(key), dict) else held
+        for key, held in config.items()
+    }
+    every, kinds = kept.get(PATTERN), meaning.get("layer_types")
+    if PATTERN not in meaning and type(every) is int and every > 0 and isinstance(kinds, list) and kinds == _repeated(every, len(kinds)):
+        del kept[PATTERN]
+    return kept
+
+
+def _repeated(every: int, layers: int) -> list[str]:
+    return ["sliding_attention" if (number + 1) % every else "full_attention" for number in range(layers)]
 
 
 def nulls_stated(value: Any) -> Any:

@@ -96,7 +96,10 @@ class Places:
     def silent(self, parameter: str) -> bool:
         """Whether the model reads this weight and never calls its module, so that what PEFT puts beside it has no effect."""
         holder, _, name = parameter.removesuffix(".weight").rpartition(".")
-        return self._module(parameter) is not None and not behaviour.is_called(self._model.get_submodule(holder), name)
+        if self._module(parameter) is None:
+            return False
+        kind: Any = type(self._model.get_submodule(holder))
+        return not behaviour.is_called(kind, name)
 
     def factor(self, parameter: str) -> float:
         """By which the rows of an embedding are multiplied when they are looked up; NaN where that is not known."""

@@ -13,6 +13,8 @@ from certify.expect.places import Places
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.stored import Stored
 
+SETTING = (bool, int, float, str)
+OWN_NUMBER = re.compile(r"idx|^(layer|block)_(id|num|number)$")  # which layer it is, and no setting
 PER_LAYER = "layer_types"  # a list in config.json with an entry for each layer
 
 
@@ -55,12 +57,13 @@ def hold_alike(before: Any, after: Any, sources: Sequence[int]) -> None:
 
 
 def _described(layer: nn.Module) -> list[str]:
-    """Every module of a layer: its class, its shapes and its switches (which are what tells a layer's kind); numbers may count layers."""
+    """Every module of a layer: its class, its shapes and its settings, which are what tells a layer's kind."""
     found = []
     for path, module in layer.named_modules():
-        switches = sorted((name, value) for name, value in vars(module).items() if isinstance(value, bool | str))
-        windows = getattr(module, "sliding_window", None)
-        found.append(f"{path} {module!r} {[tuple(p.shape) for p in module.parameters(recurse=False)]} {switches} {windows}")
+        settings = sorted(
+            (name, value) for name, value in vars(module).items() if isinstance(value, SETTING) and not OWN_NUMBER.search(name)
+        )
+        found.append(f"{path} {module!r} {[tuple(p.shape) for p in module.parameters(recurse=False)]} {settings}")
     return found
 
 

@@ -13,7 +13,7 @@ TEMPLATE, OLD_TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "chat_template.j
 VOCABULARIES = (TOKENIZER_JSON, "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 MERGES, SPECIAL, ADDED = "merges.txt", "special_tokens_map.json", "added_tokens.json"
 TOKENS = (MERGES, SPECIAL, ADDED, TOKENIZER_CONFIG, TEMPLATE, OLD_TEMPLATE)
-VERSIONED = "tokenizer."  # tokenizer.4.0.0.json of transformers, tokenizer.model.v3 of mistral-common
+VERSIONED = re.compile(r"tokenizer\.(\d[\w.]*\.json|model\.v\d+\S*)")  # transformers' tokenizer.4.0.0.json, mistral's tokenizer.model.v3
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "audio_tokenizer_config.json")
 SETTINGS = re.compile(
     r"params\.json|modules\.json|model_index\.json|config_sentence_transformers\.json|sentence_\w+_config\.json"  # other libraries' models
@@ -33,8 +33,10 @@ def side_files(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def is_tokenizer(name: str) -> bool:
     """Whether a file is a part of the tokenizer, its chat templates included."""
-    listed = name in VOCABULARIES or name in TOKENS
-    return listed or name.endswith(".tiktoken") or name.startswith((f"{MORE_TEMPLATES}/", VERSIONED))
+    if name in VOCABULARIES or name in TOKENS:
+        return True
+    other = name.endswith(".tiktoken") or name.startswith(f"{MORE_TEMPLATES}/") or VERSIONED.fullmatch(name) is not None
+    return other and not is_code(name)
 
 
 def is_code(name: str) -> bool:

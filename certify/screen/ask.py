@@ -72,7 +72,7 @@ def ask(base: Path, merged: Path, adapter: Path | None, output_dtype: str) -> An
 
 def _structure(base: Checkpoint, merged: Checkpoint, output_dtype: str) -> Iterator[Finding]:
     """C1 of every file and C2 of every tensor: they need no adapter."""
-    files, main = Files(base, merged, ()), main_dtype(base)
+    files, main = Files(base, merged, (), output_dtype), main_dtype(base)
     yield from map(files.examine, files.subjects)
     for _, name in places(base, merged):
         held = base.tensors.get(name)

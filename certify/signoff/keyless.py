@@ -69,5 +69,9 @@ class _Reaching:
 def _reached(library: SimpleNamespace, instead: str) -> Iterator[None]:
     try:
         yield
-    except (library.sigstore.errors.Error, library.sigstore.oidc.IssuerError, OSError) as error:  # OSError: those of requests too
+    except EOFError as error:
+        raise CertifyError(f"sigstore asks for the code of a login, and nobody answers here; {instead}") from error
+    except library.sigstore.oidc.IdentityError as error:
+        raise CertifyError(f"sigstore does not take this login ({told(error)}); {instead}") from error
+    except (library.sigstore.errors.Error, library.sigstore.oidc.IssuerError, *library.unreached) as error:
         raise CertifyError(f"sigstore needs the network, and cannot be used from here ({told(error)}); {instead}") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from certify.errors import CertifyError, RefusedError, UsageError
+from certify.errors import RefusedError, UsageError
 
 SIGNATURE_MAX = 1 << 20  # bytes; a chain of three certificates makes about 6 KiB
 SUBJECT = "certificate.json"  # what the signed manifest calls the file, whatever its name is on disk
@@ -64,8 +64,6 @@ def check(certificate: bytes, signature: bytes, trust: Trusted) -> str:
         envelope.write_text(json.dumps(bundle))
         try:
             config.verify(copy, envelope)
-        except CertifyError:
-            raise
         except Exception as error:  # ValueError, InvalidSignature, KeyError, X509StoreContextError …
             raise RefusedError(f"the signature does not hold: {told(error)}") from error
     payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
@@ -103,6 +101,7 @@ def told(error: Exception) -> str:
 def _library() -> SimpleNamespace:
     """Imported where it is needed: the gate itself works without."""
     try:
+        import requests
         import sigstore.errors
         import sigstore.oidc
         from cryptography import x509
@@ -110,4 +109,5 @@ def _library() -> SimpleNamespace:
         from OpenSSL import crypto
     except ImportError as error:
         raise UsageError(f"signatures need the extra `sign`: pip install 'mergegate[sign]' ({error})") from error
-    return SimpleNamespace(x509=x509, signing=signing, verifying=verifying, crypto=crypto, sigstore=sigstore)
+    unreached = (requests.RequestException, ConnectionError, TimeoutError)
+    return SimpleNamespace(x509=x509, signing=signing, verifying=verifying, crypto=crypto, sigstore=sigstore, unreached=unreached)

@@ -51,6 +51,14 @@ def stated(raw: bytes) -> Stated:
     raise RefusedError("the certificate's predicate lacks a verdict, a known level, a reason or adapters")
 
 
+def _is_possible(name: str) -> bool:
+    """Whether a file can be called so. A byte that is no UTF-8 travels as a lone surrogate of U+DC80 to U+DCFF; others are none."""
+    try:
+        return b"\0" not in name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+
+
 def _subjects(entries: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in entries if isinstance(entries, list) else []:
@@ -59,7 +67,7 @@ def _subjects(entries: Any) -> dict[str, str]:
                 pass
             case _:
                 raise RefusedError(f"the certificate's subject {entry!r:.200} lacks a name or a sha256")
-        if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        if any(part in ("", ".", "..") for part in name.split("/")) or not _is_possible(name):
             raise RefusedError(f"the certificate's subject {name!r} is no path inside a directory")
         if name in found:
             raise RefusedError(f"the certificate names the file {name!r} twice")

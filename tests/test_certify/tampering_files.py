@@ -183,6 +183,7 @@ CASES: list[tuple[Tampering, str]] = [
     (subject("../outside"), "'../outside' is no path inside a directory"),
     (subject("/etc/passwd"), "'/etc/passwd' is no path inside a directory"),
     (subject("a//b"), "'a//b' is no path inside a directory"),
+    (subject("a\ud800"), r"'a\ud800' is no path inside a directory"),
     (subject("gone.safetensors"), "gone.safetensors is missing"),
     (subject("x", "0" * 63), "lacks a name or a sha256"),
     (statement(subject=[]), "the certificate names no file"),

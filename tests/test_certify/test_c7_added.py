@@ -63,11 +63,12 @@ def test_the_processors_settings_may_move_to_the_file_of_version_5(base: Path, t
     picture = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 336}, "do_resize": True}
     (old / "preprocessor_config.json").write_text(json.dumps(picture | {"processor_class": "LlavaProcessor"}))
     shutil.copytree(old, out)
-    moved = picture | {"image_processor_type": "CLIPImageProcessorPil", "do_pad": False}
+    moved = picture | {"image_processor_type": "CLIPImageProcessorPil"}
     for changes, told in (
         ({}, {}),
         ({"size": {"shortest_edge": 3}}, {"processor_config.json": "size.shortest_edge is 3, 336 was expected"}),
         ({"image_processor_type": "BitImageProcessor"}, {"processor_config.json": 'image_processor_type is "BitImageProcessor", "CLIP'}),
+        ({"do_pad": False}, {"processor_config.json": "the base does not state do_pad, and transformers cannot load its processor here"}),
         ({"auto_map": {"AutoImageProcessor": "x.Y"}}, {"processor_config.json": 'auto_map.AutoImageProcessor is "x.Y", absent was'}),
     ):
         stated = {"image_processor": moved | changes, "processor_class": "LlavaProcessor"}
@@ -75,6 +76,21 @@ def test_the_processors_settings_may_move_to_the_file_of_version_5(base: Path, t
         found = failed(judged(old, out))
         assert found.keys() == told.keys()
         assert all(found[name].startswith(sentence) for name, sentence in told.items()), found
+
+
+def test_a_section_holds_every_setting_of_the_file_that_it_was(base: Path, tmp_path: Path) -> None:
+    """transformers 5 prefers it, and takes its own default for what the section does not say."""
+    old, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(base, old)
+    stated = {"image_processor_type": "SomeProcessor", "image_mean": [0.5, 0.5, 0.5], "do_resize": True, "size": 224}
+    (old / "preprocessor_config.json").write_text(json.dumps(stated))
+    shutil.copytree(old, out)
+    for section, told in (
+        ({"do_rescale": False, "size": 224}, "image_processor.image_mean is absent, [0.5, 0.5, 0.5] was expected; image_processor.do_res"),
+        (stated | {"size": {"height": 224}}, "the base does not state size.height, and transformers cannot load"),
+    ):
+        (out / "processor_config.json").write_text(json.dumps({"image_processor": section}))
+        assert failed(judged(old, out))["processor_config.json"].startswith(told)
 
 
 def test_a_second_template_where_another_loader_looks_first(base: Path, tmp_path: Path) -> None:

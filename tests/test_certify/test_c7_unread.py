@@ -115,3 +115,18 @@ def test_version_4_wrote_the_same_in_other_words(tmp_path: Path, model_type: str
     assert unread_problems(without_noise(found), without_noise(expected), ours, theirs) == []
     planned = without_noise(found) | {"base_model_tp_plan": PLAN}
     assert unread_problems(planned, without_noise(expected), ours, theirs) != []
+
+
+def test_the_pattern_of_layers_that_version_4_wrote(room: Path, tmp_path: Path) -> None:
+    """Cohere 2, saved again by 4.5x: the pattern says what layer_types says, or something else, which other loaders obey."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(room / "llama", base)
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    edit(base / "config.json", model_type="cohere2", architectures=["Cohere2ForCausalLM"], layer_types=kinds, sliding_window=16)
+    shutil.copytree(base, out)
+    edit(out / "config.json", _sliding_window_pattern=2, _flash_attn_2_enabled=True)
+    assert failed(judged(base, out)) == {}
+    edit(out / "config.json", _sliding_window_pattern=3)
+    assert failed(judged(base, out)) == {"config.json": "_sliding_window_pattern is 3, absent was expected"}
+    edit(out / "config.json", _sliding_window_pattern=2, layer_types=kinds[::-1][:2] + kinds[1:2])
+    assert "layer_types is" in failed(judged(base, out))["config.json"]

@@ -44,6 +44,13 @@ def test_sound_is_certified(sound: Question, tmp_path: Path, capsys: pytest.Capt
     assert "C10" in told, "what is not judged must be named"
 
 
+def test_every_duration_is_told(sound: Question, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 asks for all of them: each subject by its own name."""
+    assert run(sound, "--level=weights", "--durations=0", "--durations-min=0") == 0
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines() if "s call " in line]
+    assert len({line[2] for line in lines}) == len(lines) > 2
+
+
 @pytest.mark.parametrize(
     "less", ["-k=norm", "--only=*norm*", "--collect-only", f"--deselect=test_tensors.py::model-00001-of-00002.safetensors::{TOUCHED}"]
 )

@@ -125,6 +125,25 @@ def test_offline_it_says_so(
     assert [line.partition(" (")[0] for line in told] == ["Error: sigstore needs the network, and cannot be used from here"] * 2
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (EOFError("EOF when reading a line"), "Error: sigstore asks for the code of a login, and nobody answers here"),
+        (oidc.IdentityError("Identity token is malformed"), "Error: sigstore does not take this login (Identity token is malformed)"),
+        (PermissionError(13, "Permission denied", "/home/.sigstore"), "Error: [Errno 13] Permission denied: '/home/.sigstore'"),
+    ],
+)
+def test_the_network_is_not_blamed_for_everything(
+    error: Exception, told: str, release: Release, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(models.ClientTrustConfig, "production", fails)
+    assert call(["sign", str(release.certificate), "--sigstore"], monkeypatch) == 3
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_the_library_takes_what_it_is_given() -> None:
     inspect.signature(sign_sigstore.Signer).bind(use_ambient_credentials=True)
     inspect.signature(sign_sigstore.Verifier).bind(identity="release@example.org", oidc_issuer="https://accounts.google.com")

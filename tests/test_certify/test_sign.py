@@ -36,6 +36,16 @@ def test_round_trip(release: Release, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert sorted(path.name for path in release.room.iterdir() if path.suffix == ".partial") == []
 
 
+def test_a_name_that_no_file_can_have_is_not_signed(
+    release: Release, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release.restate(lambda stated: stated["subject"].append({"name": "a\ud800", "digest": {"sha256": "0" * 64}}))
+    release.signature.unlink()
+    assert call(["sign", str(release.certificate), f"--private-key={release.room / 'key'}"], monkeypatch) == 1
+    assert r"'a\ud800' is no path inside a directory" in capsys.readouterr().err
+    assert not release.signature.exists()
+
+
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name)
 def test_other_curves_and_other_places(curve: ec.EllipticCurve, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     write_key(release.room / "key", curve)

@@ -41,7 +41,8 @@ def settle_pair(accounts: "Accounts", group: Group, terms: Terms) -> None:
     key = accounts.key(place)
     accounts.known_dtypes(place.key, a, b)
     refuse_odd(accounts, place.parameter, terms)
-    _refuse_silent(accounts, place.parameter, a if "embedding_A" in group.names else b)
+    if accounts.places.silent(place.parameter):
+        _refuse_silent(accounts, a if "embedding_A" in group.names else b)
     orientation = _orientation(accounts, group, place)
     rank = terms.rank(group.module)
     _hold_shapes(accounts, a, b, rank, place, orientation)
@@ -84,13 +85,15 @@ def refuse_odd(accounts: "Accounts", parameter: str, terms: Terms) -> None:
     if odd := accounts.places.odd(parameter):
         raise NotInterpretedError(f"{parameter}: {odd}")
     if accounts.places.factor(parameter) != 1 and (terms.version or (0,)) < SCALED_SINCE:
-        raise NotInterpretedError(f"{parameter}: its rows are multiplied, which PEFT before 0.18 left out of what it trained")
+        told = "its rows are multiplied, which PEFT before 0.18 left out where the lookup itself did it: what was trained cannot be known"
+        raise NotInterpretedError(f"{parameter}: {told}")
 
 
-def _refuse_silent(accounts: "Accounts", parameter: str, name: str) -> None:
-    """name: of the factor that begins as zero. Raises DamagedError."""
-    if accounts.places.silent(parameter) and bool(accounts.tensor(name).load().any()):
-        raise DamagedError(f"{name} is not zero, and the model never calls its module: it had no effect where it was trained")
+def _refuse_silent(accounts: "Accounts", name: str) -> None:
+    """name: of the factor that begins as zero, beside a module that is never called. Raises NotInterpretedError where it was trained."""
+    if bool(accounts.tensor(name).load().any()):
+        doubt = "whether it had an effect where it was trained depends on transformers' version and on quantisation"
+        raise NotInterpretedError(f"{name} is not zero, and the model never calls its module: {doubt}")
 
 
 def _orientation(accounts: "Accounts", group: Group, place: Place) -> Orientation:
@@ -144,8 +147,7 @@ def _times(accounts: "Accounts", group: Group, place: Place, terms: Terms) -> in
     if owner is None or owner.kind != "attention":
         return 1
     if not group.depth:  # adapted by itself: PyTorch's attention reads the weight, and never calls its module
-        if bool(accounts.tensor(group.names["lora_B"]).load().any()):
-            raise DamagedError(f"{group.names['lora_B']} is not zero, and the model never calls its module: it had no effect")
+        _refuse_silent(accounts, group.names["lora_B"])
         return 1
     if terms.version is not None and terms.version > TWICE_UNTIL:
         raise NotInterpretedError(f"{place.key}: whether this PEFT still adds the delta of out_proj twice is not known")
