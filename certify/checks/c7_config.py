@@ -9,13 +9,13 @@ from certify.checks.c7_unread import unread_problems
 from certify.encodings.declaration import STATED
 from certify.expect.declared import Declared
 from certify.expect.meaning import config_meaning, differences, nulls_stated, without_noise, without_repetition
+from certify.expect.replication import COUNTS
 from certify.inputs.checkpoint import Checkpoint
 from certify.inputs.dtypes import TARGETS, TORCH_NAMES
 from certify.inputs.side_files import CONFIG
 from certify.inputs.strict_json import read_object
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
@@ -98,7 +98,7 @@ def _vocabulary(text: dict[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
 
 def _layers(text: dict[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
     """Layers that are announced and absent; layers of multi-token prediction (MTP) follow the others, or say so by name."""
-    count = next((text[key] for key in LAYER_COUNTS if type(text.get(key)) is int), 0)
+    count = next((text[key] for key in COUNTS if type(text.get(key)) is int), 0)
     there = {int(match[1]) for name in checkpoint.tensors for match in LAYER.finditer(name)}
     told = {f"layer {i}": f"announces {count} layers; layer {i} has no tensor" for i in range(min(count, 10_000)) if i not in there}
     mtp = text.get("num_nextn_predict_layers")

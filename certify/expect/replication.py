@@ -15,6 +15,7 @@ from certify.inputs.stored import Stored
 
 SETTING = (bool, int, float, str)
 OWN_NUMBER = re.compile(r"idx|^(layer|block)_(id|num|number)$")  # which layer it is, and no setting
+COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what configurations call the number of their layers
 PER_LAYER = "layer_types"  # a list in config.json with an entry for each layer
 
 
@@ -39,7 +40,7 @@ def expanded(base: Checkpoint, model: Any, sources: Sequence[int]) -> Checkpoint
 def changes(config: dict[str, Any], sources: Sequence[int]) -> Changes:
     """What config.json must say of the stack. Raises NotInterpretedError where a layer would be run as two different kinds."""
     kinds = config.get(PER_LAYER)
-    found: Changes = {"num_hidden_layers": len(sources)}
+    found: Changes = {next((field for field in COUNTS if field in config), COUNTS[0]): len(sources)}
     if not isinstance(kinds, list) or len(kinds) <= max(sources):
         return found
     for position, source in enumerate(sources):

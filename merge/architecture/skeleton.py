@@ -34,14 +34,13 @@ def read_config(config_file: Path) -> dict[str, Any]:
 
 
 def filled(config_file: Path) -> dict[str, Any]:
-    """config.json as transformers reads it, defaults filled in and layers counted under their common name; as it stands where transformers
-    does not know it.
-    """
+    """config.json as transformers reads it, defaults filled in; as it stands where transformers does not know it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = transformers.AutoConfig.from_pretrained(config_file.parent, local_files_only=True, trust_remote_code=False)
-            found: dict[str, Any] = {"num_hidden_layers": getattr(config, "num_hidden_layers", None)} | config.to_dict()
+            found: dict[str, Any] = transformers.AutoConfig.from_pretrained(
+                config_file.parent, local_files_only=True, trust_remote_code=False
+            ).to_dict()
     except Exception:  # a config can be wrong in as many ways as transformers has lines
         return read_config(config_file)
     return found

@@ -49,9 +49,8 @@ def refuse_forward(adapter: Adapter, contribution: Addition | Addend | TokenRows
         )
     if parameter in names.table.scaled and (adapter.settings.version or (0,)) < UNSCALED:
         raise AdapterError(
-            f"{parameter}: the model multiplies what it looks up there, PEFT before 0.18 did not multiply what it added, and "
-            "adapter_config.json names no peft_version from 0.18 on, so that what was trained cannot be known: train again with a later PEFT, "
-            "or leave it out"
+            f"{parameter}: the model multiplies what it looks up there, and PEFT before 0.18 did not multiply what it added; as "
+            "adapter_config.json names no later peft_version, what was trained cannot be known: train it with a later PEFT, or leave it out"
         )
 
 

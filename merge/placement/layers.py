@@ -9,6 +9,7 @@ from merge.adapters import Adapter
 from merge.catalog import Catalog, Tensor
 from merge.errors import NOTHING_WRITTEN, AdapterError
 
+COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what configurations call the number of their layers
 NUMBERED = re.compile(r"^(.*?)\.(\d+)\.(.*)$")
 Outline = tuple[tuple[tuple[str, Tensor], ...], ...]  # per shard: (name in the output, the base's tensor that it begins as)
 
@@ -37,14 +38,15 @@ def edits(numbers: tuple[int, ...], config: Mapping[str, Any], base: Iterable[Ca
     Raises AdapterError where the configuration cannot say what the trained stack was.
     """
     names = [tensor.name for catalog in base for tensor in catalog.tensors]
-    prefix, count = _stack(names, numbers), config.get("num_hidden_layers")
+    prefix, counted = _stack(names, numbers), next((field for field in COUNTS if field in config), COUNTS[0])
+    count = config.get(counted)
     held = {int(match[2]) for name in names if (match := NUMBERED.match(name)) and match[1] == prefix}
     if count != len(held):
         raise AdapterError(
-            f"layer_replication: config.json counts {count} layers (num_hidden_layers), and the base holds {len(held)}; "
+            f"layer_replication: config.json counts {count} layers ({counted}), and the base holds {len(held)}; "
             f"what becomes of the others is not known here. {NOTHING_WRITTEN}"
         )
-    found: dict[str, Any] = {"num_hidden_layers": len(numbers)}
+    found: dict[str, Any] = {counted: len(numbers)}
     kinds = config.get("layer_types")
     if not isinstance(kinds, list):
         return found

@@ -43,6 +43,8 @@ def settle_pair(accounts: "Accounts", group: Group, terms: Terms) -> None:
     refuse_odd(accounts, place.parameter, terms)
     if accounts.places.silent(place.parameter):
         _refuse_silent(accounts, a if "embedding_A" in group.names else b)
+        if "bias" in group.names:
+            _refuse_silent(accounts, group.names["bias"])
     orientation = _orientation(accounts, group, place)
     rank = terms.rank(group.module)
     _hold_shapes(accounts, a, b, rank, place, orientation)
@@ -90,7 +92,7 @@ def refuse_odd(accounts: "Accounts", parameter: str, terms: Terms) -> None:
 
 
 def _refuse_silent(accounts: "Accounts", name: str) -> None:
-    """name: of the factor that begins as zero, beside a module that is never called. Raises NotInterpretedError where it was trained."""
+    """name: of what begins as zero, beside a module that is never called. Raises NotInterpretedError where it was trained."""
     if bool(accounts.tensor(name).load().any()):
         doubt = "whether it had an effect where it was trained depends on transformers' version and on quantisation"
         raise NotInterpretedError(f"{name} is not zero, and the model never calls its module: {doubt}")
