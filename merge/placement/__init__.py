@@ -165,8 +165,9 @@ def _begun_as_zero(contribution: Addition | Addend) -> Tensor:
 def _is_bypassed(contribution: Contribution, names: Names) -> bool:
     """PyTorch's attention reads its output projection as well, unless PEFT wrapped the attention as a whole."""
     if isinstance(contribution, Addend):
-        beside = [f"{name.removesuffix('.bias')}.weight" for name in contribution.names]
-        return any(weight.layout == "bypassed" for name in beside if (weight := names.find(name)))
+        spelled = names.parameter(contribution.names)
+        beside = names.whole(f"{spelled[1].removesuffix('.bias')}.weight") if spelled else None
+        return beside is not None and beside.layout == "bypassed"
     if not isinstance(contribution, Addition) or contribution.inside:
         return False
     weight = next((weight for name in contribution.names if (weight := names.find(name))), None)

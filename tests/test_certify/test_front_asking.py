@@ -1,6 +1,7 @@
 """Whoever asks: their name in certificate and page, one sentence where the question makes no sense, how far a long reading is."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,12 +33,12 @@ def test_who_asked_stands_in_the_certificate_and_on_page_one(
     assert ("Asked by Ada &lt;b&gt;Lovelace&lt;/b&gt;." if words else "Asked by the pipeline.") in page
 
 
-def test_a_question_that_makes_no_sense_gets_one_sentence(question: Question, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_question_that_makes_no_sense_gets_one_sentence(question: Question) -> None:
     words = [f"--base={question.base / 'nowhere'}", *question.words[1:]]
-    assert pytest.main([*launch.arguments(words)]) == 4
-    told = capfd.readouterr()
+    end = subprocess.run([sys.executable, "-P", "-m", "certify", "run", *words], capture_output=True, text=True, check=False)
+    assert end.returncode == 4
     sentence = f"ERROR: certify: --base {question.base / 'nowhere'}: no such directory"
-    assert [line for line in (told.out + told.err).splitlines() if line] == [sentence]
+    assert [line for line in (end.stdout + end.stderr).splitlines() if line] == [sentence]
 
 
 @pytest.mark.parametrize("command", ["run", "screen", "sign", "verify", "compare"])
