@@ -46,11 +46,11 @@ class ComposedAnswers(Answers):
     def take(self, block: Block, merged: Tensor, grid: Grid) -> None:
         """Some rows of the tensor, as C4 reads them."""
         into = slice(block.row, block.row + len(merged))
-        W, M, own = block.base.float(), merged.float(), block.own()
-        for answer, weight in ((self.b, W), (self.m, M), (self.exact, own), (self.d, block.change())):
+        (W, change, own), M = block.parts(), merged.float()
+        for answer, weight in ((self.b, W), (self.m, M), (self.exact, own), (self.d, change)):
             answer[:, into] += self.x @ weight.T
         self.u[:, into] += self._unmerged(block, W)
-        self._reach(self.x, into, block, own, [W + factor * block.change() for factor in FAULTS], grid)
+        self._reach(self.x, into, block, own, [W + factor * change for factor in FAULTS], grid)
         self._sizes[into] = self._added(block)
 
     def _unmerged(self, block: Block, W: Tensor) -> Tensor:

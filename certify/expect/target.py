@@ -31,14 +31,18 @@ class Block:
             return self.deltas[0].value()
         return torch.stack([delta.value() for delta in self.deltas]).sum(0) if self.deltas else torch.zeros(self.base.shape)
 
-    def own(self) -> Tensor:
-        """A float32 merge of our own, unrounded: one of the right ones."""
-        value = self.base.float() + self.delta()
-        return value if self.gain is None else (value * self.gain.value).float()
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(what these rows were, what the adapter adds, the sum), float32: the sum is a merge of our own, one of the right ones."""
+        before, delta = self.base.float(), self.delta()
+        own = before + delta
+        if self.gain is None:
+            return before, delta, own
+        own = (own * self.gain.value).float()
+        return before, own - before, own
 
-    def change(self) -> Tensor:
-        """What the adapter makes of these rows, less what they were, float32."""
-        return self.delta() if self.gain is None else self.own() - self.base.float()
+    def own(self) -> Tensor:
+        """A float32 merge of our own, unrounded."""
+        return self.parts()[2]
 
     def bound(self, grid: Grid, criterion: str) -> Bound:
         return bound(self.base, self.deltas, grid, criterion, self.gain, decoded=self.decoded)
