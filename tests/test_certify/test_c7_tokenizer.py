@@ -87,7 +87,7 @@ def test_a_base_with_everything_that_versions_ever_wrote(room: Path, tmp_path: P
     shutil.copytree(room / "llama", base)
     added = {"3": {"content": "<pad>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}}
     edit(base / CONFIG, legacy=False, add_eos_token=False, add_bos_token=True, sp_model_kwargs={}, added_tokens_decoder=added)
-    edit(base / CONFIG, name_or_path="/root/x", slow_tokenizer_class="L", special_tokens_map_file="/root/y", device_map="cpu", own=1)
+    edit(base / CONFIG, name_or_path="/x", slow_tokenizer_class="L", special_tokens_map_file="/y", device_map="cpu", own=1)
     (base / MAP).write_text(json.dumps(SPECIAL | {"pad_token": added["3"]}))
     assert failed(judged(base, again(base, tmp_path / "out"))) == {}
 
